@@ -1,0 +1,115 @@
+"""The prefix tree of a step's candidates: every draft, from a chain to K branches, is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Candidate tokens after the anchor, and who proposed them."""
+
+    tokens: tuple[int, ...]
+    source: str = "draft"
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Candidates for the next tokens, equal prefixes merged. Node 0 is the anchor.
+
+    Nodes are in topological order: `parents[n] < n` for n ≥ 1 and `parents[0] == -1`, so any
+    leading part of a tree is a tree. `sources[n]` names the proposer that first drafted node n.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    sources: tuple[str, ...]
+
+    @classmethod
+    def from_branches(cls, anchor: int, branches: Iterable[Branch]) -> TokenTree:
+        """The tree that holds exactly the prefixes of `branches`."""
+        builder = TreeBuilder(anchor)
+        for branch in branches:
+            builder.add_branch(0, branch.tokens, branch.source)
+        return builder.tree()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """Distance of every node from the anchor."""
+        depths = [0] * len(self)
+        for node in range(1, len(self)):
+            depths[node] = depths[self.parents[node]] + 1
+        return tuple(depths)
+
+    @cached_property
+    def children(self) -> dict[tuple[int, int], int]:
+        """(parent node, token) -> child node."""
+        return {
+            (self.parents[node], self.tokens[node]): node for node in range(1, len(self))
+        }
+
+    def visibility(self) -> Bool[Tensor, "nodes nodes"]:
+        """Row n is True at the ancestors of node n and at n itself."""
+        seen = torch.zeros(len(self), len(self), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] = seen[parent]
+            seen[node, node] = True
+        return seen
+
+    def tokens_on(self, path: Sequence[int]) -> tuple[int, ...]:
+        """Tokens on a path of nodes that starts at the anchor, the anchor left out."""
+        return tuple(self.tokens[node] for node in path[1:])
+
+    def path_to(self, node: int) -> tuple[int, ...]:
+        """Nodes from the anchor to `node`, both included."""
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = self.parents[node]
+        return tuple(reversed(path))
+
+    def first(self, nodes: int) -> TokenTree:
+        """The tree of the first `nodes` nodes, anchor included."""
+        return TokenTree(self.tokens[:nodes], self.parents[:nodes], self.sources[:nodes])
+
+
+class TreeBuilder:
+    """Grows a TokenTree; a child that is there already is found, not added twice."""
+
+    def __init__(self, anchor: int) -> None:
+        self._tokens = [anchor]
+        self._parents = [-1]
+        self._sources = ["anchor"]
+        self._children: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def add(self, parent: int, token: int, source: str) -> int:
+        """The node of `token` under `parent`."""
+        node = self._children.get((parent, token))
+        if node is None:
+            node = self._children[(parent, token)] = len(self._tokens)
+            self._tokens.append(token)
+            self._parents.append(parent)
+            self._sources.append(source)
+        return node
+
+    def add_branch(self, parent: int, tokens: Iterable[int], source: str) -> int:
+        """Add a chain of tokens under `parent`; returns its last node."""
+        for token in tokens:
+            parent = self.add(parent, token, source)
+        return parent
+
+    def tree(self) -> TokenTree:
+        return TokenTree(tuple(self._tokens), tuple(self._parents), tuple(self._sources))
