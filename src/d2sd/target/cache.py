@@ -1,0 +1,120 @@
+"""The target's KV rows: the only file that knows how transformers lays out its caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+FIRST_CAPACITY = 1024
+
+
+def grown(buffer: Tensor, rows: int, dim: int) -> Tensor:
+    """`buffer` with room for `rows` along `dim`: itself, or a copy of twice its size or more."""
+    capacity = buffer.shape[dim]
+    if rows <= capacity:
+        return buffer
+    shape = list(buffer.shape)
+    shape[dim] = max(rows, 2 * capacity)
+    larger = buffer.new_empty(shape)
+    larger.narrow(dim, 0, capacity).copy_(buffer)
+    return larger
+
+
+class TreeCache(Cache):
+    """Keys and values of one sequence, all layers in one buffer each, behind transformers' Cache.
+
+    The first `length` rows are committed. A pass of n nodes writes the n rows after them and
+    leaves `length` alone, so it can be repeated; `keep_path` then commits the accepted rows where
+    they lie. No step copies committed rows; only growth does, and it doubles the capacity.
+    """
+
+    def __init__(self, num_layers: int, capacity: int = FIRST_CAPACITY) -> None:
+        super().__init__(layers=[])
+        self.length = 0
+        self._num_layers = num_layers
+        self._capacity = capacity
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Keys and values [layers, kv_heads, capacity, head_dim]; nothing before the first pass."""
+        return tuple(buffer for buffer in (self._keys, self._values) if buffer is not None)
+
+    def update(
+        self,
+        key_states: Float[Tensor, "1 heads nodes key_dim"],
+        value_states: Float[Tensor, "1 heads nodes value_dim"],
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[Float[Tensor, "1 heads rows key_dim"], Float[Tensor, "1 heads rows value_dim"]]:
+        """Write one layer's rows after the committed ones; views of all rows up to there."""
+        end = self.length + key_states.shape[2]
+        self._keys = self._written(self._keys, key_states[0], layer_idx, end)
+        self._values = self._written(self._values, value_states[0], layer_idx, end)
+        return self._keys[layer_idx, None, :, :end], self._values[layer_idx, None, :, :end]
+
+    def _written(
+        self,
+        buffer: Tensor | None,
+        rows: Float[Tensor, "heads nodes head_dim"],
+        layer: int,
+        end: int,
+    ) -> Tensor:
+        if buffer is None:
+            heads, _, head_dim = rows.shape
+            buffer = rows.new_empty(self._num_layers, heads, max(self._capacity, end), head_dim)
+        buffer = grown(buffer, end, dim=2)
+        assert rows.shape[0] == buffer.shape[1], "every layer has the same number of KV heads"
+        buffer[layer, :, self.length : end] = rows
+        return buffer
+
+    def keep_path(self, path: Sequence[int]) -> None:
+        """Commit the rows of a pass at the ascending nodes `path`, and forget the others."""
+        moved = next((i for i, node in enumerate(path) if node != i), len(path))
+        if moved < len(path):
+            for buffer in self.buffers:
+                nodes = torch.tensor(path[moved:], device=buffer.device)
+                target = slice(self.length + moved, self.length + len(path))
+                buffer[:, :, target] = buffer.index_select(2, self.length + nodes)
+        self.length += len(path)
+
+    def truncate(self, length: int) -> None:
+        """Forget all committed rows from `length` on."""
+        assert 0 <= length <= self.length, "truncate only shortens"
+        self.length = length
+
+    def __len__(self) -> int:
+        return self._num_layers
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+
+def foreign_layers(config: object) -> tuple[str, ...]:
+    """The kinds of layer in a model whose memory is more than plain keys and values, by name.
+
+    TreeCache can stand in for the model's own cache only when there are none. `config` is the
+    transformers config of the decoder.
+    """
+    try:
+        layers = DynamicCache(config=config).layers
+    except KeyError as error:  # a layer type that this transformers has no cache for
+        return (str(error.args[0]),)
+    kinds = {_kind(layer) for layer in layers if type(layer) is not DynamicLayer}
+    return tuple(sorted(kinds))
+
+
+def _kind(layer: object) -> str:
+    name = type(layer).__name__
+    if "Linear" in name:
+        return "linear-attention"
+    return "sliding-window" if getattr(layer, "is_sliding", False) else name

@@ -1,0 +1,184 @@
+"""HFTarget: one sequence over a causal language model of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from d2sd.interfaces import Context, Scores, Target, shared_prefix
+from d2sd.target.cache import FIRST_CAPACITY, TreeCache, grown
+from d2sd.target.load import check_supported, load_model
+from d2sd.target.masks import tree_mask, tree_positions
+from d2sd.tree import Branch, TokenTree
+from d2sd.verify import Verdict
+
+CHUNK = 512
+
+
+class HFTarget(Target):
+    """A loaded transformers causal LM, its KV rows and the features of one sequence.
+
+    `taps` are decoder layer ids, counted from 0: their outputs are the features (layer id i is
+    transformers' `hidden_states[i + 1]`, except that the last layer's is taken before the final
+    norm). Several targets may share a model as long as one runs at a time. Raises ValueError,
+    with the architecture's name, for a model whose tree passes would not be exact.
+    """
+
+    def __init__(self, model: Any, taps: Sequence[int] = ()) -> None:
+        check_supported(model)
+        config = model.config.get_text_config(decoder=True)
+        self.name: str = model.config.name_or_path or type(model).__name__
+        self.vocab_size: int = config.vocab_size
+        self.hidden_size: int = config.hidden_size
+        self.num_layers: int = config.num_hidden_layers
+        self.context_limit: int = config.max_position_embeddings
+        self.embed: Tensor = model.get_input_embeddings().weight
+        self.head: nn.Module = model.get_output_embeddings()
+        self.device: torch.device = self.embed.device
+        self.dtype: torch.dtype = self.embed.dtype
+        self.taps = self._checked(taps)
+        self._model = model.eval()
+        self._layers = _decoder_layers(model.base_model, self.num_layers)
+        self._cache = TreeCache(self.num_layers)
+        self._tokens: tuple[int, ...] = ()  # the cache's first rows are theirs
+        self._features = torch.empty(
+            FIRST_CAPACITY, len(taps), self.hidden_size, dtype=self.dtype, device=self.device
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path_or_id: str,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        taps: Sequence[int] = (),
+    ) -> HFTarget:
+        """The model in a local folder or under a hub id, from safetensors only."""
+        return cls(load_model(path_or_id, dtype).to(device), taps)
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Sequence[int]) -> Context:
+        """Read all of `prompt` but its last token; rows shared with the last sequence are kept."""
+        if not prompt:
+            raise ValueError("the prompt is empty; give at least one token")
+        if len(prompt) > self.context_limit:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens and {self.name} reads at most "
+                f"{self.context_limit}; shorten the prompt"
+            )
+        tokens = tuple(prompt)
+        self._cache.truncate(shared_prefix(self._tokens[: self._cache.length], tokens[:-1]))
+        self._tokens = tokens
+        for start in range(self._cache.length, len(tokens) - 1, CHUNK):
+            chunk = tokens[start : min(start + CHUNK, len(tokens) - 1)]
+            tree = TokenTree.from_branches(chunk[0], [Branch(chunk[1:])])
+            _, features = self._read(self._model.base_model, tree)
+            self._keep(features, range(len(chunk)))
+        return self._context(tokens)
+
+    @torch.inference_mode()
+    def score(self, context: Context, tree: TokenTree) -> Scores:
+        """Logits and features at every node, in one forward pass.
+
+        Nodes past the model's last position are left out of `Scores.tree`. Raises ValueError
+        when even the anchor is past it.
+        """
+        assert context.committed == self._cache.length, "only the latest context can be scored"
+        room = self.context_limit - context.committed
+        if room < 1:
+            raise ValueError(
+                f"the context of {self.name} is full: it holds {self.context_limit} tokens; "
+                "stop there or start from a shorter prompt"
+            )
+        tree = _shallow(tree, room)
+        output, features = self._read(self._model, tree)
+        return Scores(tree, output.logits[0], features)
+
+    @torch.inference_mode()
+    def commit(self, context: Context, scores: Scores, verdict: Verdict) -> Context:
+        """Keep the rows of the accepted path, drop the rest; the bonus is the next anchor."""
+        emitted = (*scores.tree.tokens_on(verdict.path), verdict.bonus)
+        self._tokens = context.tokens + emitted
+        self._keep(scores.features, verdict.path)
+        return self._context(self._tokens)
+
+    def _read(
+        self, module: nn.Module, tree: TokenTree
+    ) -> tuple[Any, Float[Tensor, "nodes taps hidden"]]:
+        """One forward pass of the whole model, or of its body without the head, over a tree."""
+        committed = self._cache.length
+        with _tapped([self._layers[tap] for tap in self.taps]) as outputs:
+            output = module(
+                input_ids=torch.tensor([tree.tokens], device=self.device),
+                attention_mask=tree_mask(tree, committed, self.dtype, self.device),
+                position_ids=tree_positions(tree, committed, self.device),
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        if not self.taps:
+            return output, self._features.new_empty(len(tree), 0, self.hidden_size)
+        return output, torch.stack([outputs[self._layers[tap]][0] for tap in self.taps], dim=1)
+
+    def _keep(self, features: Float[Tensor, "nodes taps hidden"], path: Sequence[int]) -> None:
+        start, end = self._cache.length, self._cache.length + len(path)
+        self._features = grown(self._features, end, dim=0)
+        self._features[start:end] = features[list(path)]
+        self._cache.keep_path(path)  # last: an interrupted step has committed nothing
+
+    def _context(self, tokens: tuple[int, ...]) -> Context:
+        return Context(tokens, self._features[: self._cache.length])
+
+    def _checked(self, taps: Sequence[int]) -> tuple[int, ...]:
+        for tap in taps:
+            if not 0 <= tap < self.num_layers:
+                raise ValueError(
+                    f"feature layer {tap} does not exist: {self.name} has layers 0 to "
+                    f"{self.num_layers - 1}; choose a drafter made for this target"
+                )
+        return tuple(taps)
+
+
+def _decoder_layers(body: nn.Module, count: int) -> nn.ModuleList:
+    """The list of decoder layers, whatever the architecture calls it."""
+    return next(
+        module
+        for module in body.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    )
+
+
+@contextmanager
+def _tapped(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Collects the output of each layer in the passes made inside the `with` block.
+
+    Hooks, because transformers' `output_hidden_states` gives the last layer after the final norm.
+    """
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def record(layer: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+    handles = [layer.register_forward_hook(record) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shallow(tree: TokenTree, levels: int) -> TokenTree:
+    """The tree without the nodes at depth `levels` and below it."""
+    if max(tree.depths) < levels:
+        return tree
+    kept = [node for node, depth in enumerate(tree.depths) if depth < levels]
+    number = {node: new for new, node in enumerate(kept)} | {-1: -1}
+    return TokenTree(
+        tuple(tree.tokens[node] for node in kept),
+        tuple(number[tree.parents[node]] for node in kept),
+        tuple(tree.sources[node] for node in kept),
+    )

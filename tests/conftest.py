@@ -1,0 +1,51 @@
+"""Shared models: tiny random ones, for exactness in float64, and the real one where it is cached."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+import pytest
+
+TINY = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,  # wide enough for confident, varied continuations
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+ARCHITECTURES = ("Llama", "Qwen2", "Qwen3", "Mistral")
+
+
+def tiny_model(architecture: str, **changes):
+    """A random float64 model of three small layers with grouped queries, always the same one."""
+    extra = {"sliding_window": None} if architecture == "Mistral" else {}
+    config = getattr(transformers, f"{architecture}Config")(**{**TINY, **extra, **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_models():
+    """One tiny model per architecture, by name."""
+    return {architecture: tiny_model(architecture) for architecture in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def tiny(request, tiny_models):
+    """Each tiny model in turn."""
+    return tiny_models[request.param]
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_models):
+    return tiny_models["Llama"]
