@@ -49,7 +49,7 @@ def decode(
         with stage("score"):
             scores = target.score(context, tree)
         with stage("verify"):
-            verdict = verify(tree, scores.logits, sampling, context.tokens)
+            verdict = verify(scores.tree, scores.logits, sampling, context.tokens)
         with stage("commit"):
             context = target.commit(context, scores, verdict)
-        yield Step(tree, verdict)
+        yield Step(scores.tree, verdict)

@@ -57,7 +57,11 @@ class Target(ABC):
 
     @abstractmethod
     def score(self, context: Context, tree: TokenTree) -> Scores:
-        """Logits and features at every node, in one forward pass."""
+        """Logits and features at every node, in one forward pass.
+
+        Nodes past the end of the model's context are left out of `Scores.tree`. Raises
+        ValueError when even the anchor is past it.
+        """
 
     @abstractmethod
     def commit(self, context: Context, scores: Scores, verdict: Verdict) -> Context:

@@ -88,7 +88,7 @@ class HFTarget(Target):
         Nodes past the model's last position are left out of `Scores.tree`. Raises ValueError
         when even the anchor is past it.
         """
-        assert context.committed == self._cache.length, "only the latest context can be scored"
+        assert context.tokens == self._tokens, "only the latest context can be scored"
         room = self.context_limit - context.committed
         if room < 1:
             raise ValueError(
