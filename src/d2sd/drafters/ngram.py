@@ -1,0 +1,64 @@
+"""Continues the longest suffix seen before in prompt and output; needs no weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from d2sd.interfaces import Context, Drafter, shared_prefix
+from d2sd.tree import Branch, TokenTree
+
+
+class NgramDrafter(Drafter):
+    """A chain of `length` tokens, copied from after the latest earlier occurrence of the suffix.
+
+    Suffixes of `max_order` tokens are tried first, then shorter ones down to `min_order`; none
+    found, nothing is drafted. The copy may run into the tokens it is itself adding, so a
+    repeated phrase is continued for as long as asked. An index of every n-gram seen makes a step
+    cost as much as it has new tokens; a changed sequence takes back only what no longer holds.
+    """
+
+    def __init__(self, length: int = 8, max_order: int = 4, min_order: int = 1) -> None:
+        if length < 1:
+            raise ValueError(f"length is {length}; an n-gram chain needs at least 1 token")
+        if not 1 <= min_order <= max_order:
+            raise ValueError(
+                f"n-gram orders {min_order} to {max_order} are no range; "
+                "give 1 <= min_order <= max_order"
+            )
+        self._length = length
+        self._orders = range(max_order, min_order - 1, -1)
+        self._tokens: tuple[int, ...] = ()
+        self._places: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+
+    def draft(self, context: Context) -> TokenTree:
+        self._read(context.tokens)
+        chain = self._continuation(context.tokens)
+        return TokenTree.from_branches(context.anchor, [Branch(chain, "ngram")])
+
+    def _read(self, tokens: tuple[int, ...]) -> None:
+        """Index the n-grams that end before each new token; forget those of dropped tokens."""
+        kept = shared_prefix(self._tokens, tokens)
+        for place in range(len(self._tokens) - 1, kept - 1, -1):
+            for ngram in self._ngrams_before(place, self._tokens):
+                self._places[ngram].pop()
+        for place in range(kept, len(tokens)):
+            for ngram in self._ngrams_before(place, tokens):
+                self._places[ngram].append(place)
+        self._tokens = tokens
+
+    def _ngrams_before(self, place: int, tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """The n-grams whose continuation starts at `place`, longest first."""
+        return (tokens[place - order : place] for order in self._orders if order <= place)
+
+    def _continuation(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        for ngram in self._ngrams_before(len(tokens), tokens):
+            if places := self._places.get(ngram):
+                return _copy(tokens, places[-1], self._length)
+        return ()
+
+
+def _copy(tokens: tuple[int, ...], start: int, length: int) -> tuple[int, ...]:
+    """`length` tokens from `start` on, read cyclically where the sequence ends."""
+    period = len(tokens) - start
+    return tuple(tokens[start + step % period] for step in range(length))

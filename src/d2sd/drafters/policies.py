@@ -1,0 +1,140 @@
+"""Drafting policies by name: `parse_policy("dual:branches=4")`, then `build_drafter`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from d2sd.drafters.ablations import RandomBoundaries, SamplesDrafter, ThreeLevelDrafter
+from d2sd.drafters.best_first import BestFirstDrafter
+from d2sd.drafters.block import BlockDrafter
+from d2sd.drafters.dual import DualDrafter
+from d2sd.drafters.merged import ANCHORS, MergedDrafter
+from d2sd.drafters.ngram import NgramDrafter
+from d2sd.drafters.none import NoDrafter
+from d2sd.drafters.proposer import Proposer
+from d2sd.interfaces import Drafter
+
+Value = int | str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy as the user asked for it; `text` is kept word for word, for labels."""
+
+    name: str
+    options: Mapping[str, Value] = field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def proposers(self) -> int:
+        """How many different proposers it can use: 0, 1 or 2."""
+        return _RECIPES[self.name].proposers
+
+
+def parse_policy(text: str) -> Policy:
+    """Read `name` or `name:option=value`; more options follow after `:` or `,`.
+
+    Raises ValueError for an unknown policy or option and for a value that cannot be.
+    """
+    name, _, rest = text.strip().partition(":")
+    if name not in _RECIPES:
+        raise ValueError(f"unknown policy {name!r}; choose one of {', '.join(POLICIES)}")
+    options: dict[str, Value] = {}
+    for part in filter(None, rest.replace(",", ":").split(":")):
+        option, _, value = (piece.strip() for piece in part.partition("="))
+        option = option.replace("-", "_")
+        if option in options:
+            raise ValueError(f"policy {text!r} gives {option} twice; give it once")
+        options[option] = _read_option(name, option, value)
+    return Policy(name, options, text)
+
+
+def parse_policies(text: str) -> list[Policy]:
+    """Read a comma-separated list; a part such as `branches=4` belongs to the policy before it."""
+    texts: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if texts and "=" in part.partition(":")[0]:
+            texts[-1] += f",{part}"
+        else:
+            texts.append(part)
+    if not texts:
+        raise ValueError(f"no policy is given; choose from {', '.join(POLICIES)}")
+    return [parse_policy(part) for part in texts]
+
+
+def build_drafter(policy: Policy, first: Proposer | None, second: Proposer | None) -> Drafter:
+    """The policy's drafter; without a second proposer the first serves both passes.
+
+    Raises ValueError when the policy needs a proposer and there is none.
+    """
+    recipe = _RECIPES[policy.name]
+    if recipe.proposers == 0:
+        return recipe.build(**policy.options)
+    if first is None:
+        raise ValueError(
+            f"policy {policy.name!r} needs a drafter and none is given or shipped for this model; "
+            f"give one, or choose a policy without: {', '.join(_without_proposers())}"
+        )
+    proposers = [first, second or first][: recipe.proposers]
+    return recipe.build(*proposers, **policy.options)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a policy is built: `build(*proposers, **options)`."""
+
+    build: Callable[..., Drafter]
+    proposers: int
+    options: Mapping[str, int | tuple[str, ...]] = field(default_factory=dict)
+    """Option -> least value of an integer, or the words to choose from."""
+
+
+def _self_dual(first: Proposer, **options: Any) -> Drafter:
+    return DualDrafter(first, first, **options)
+
+
+def _random_dual(first: Proposer, second: Proposer, seed: int = 0, **options: Any) -> Drafter:
+    return DualDrafter(first, second, choose=RandomBoundaries(seed), **options)
+
+
+_DUAL = {"branches": 1, "block_size": 2, "second_block_size": 2}
+_BEST_FIRST = {"budget": 1, "block_size": 2}
+_RECIPES = {
+    "none": _Recipe(NoDrafter, 0),
+    "ngram": _Recipe(NgramDrafter, 0, {"length": 1, "max_order": 1, "min_order": 1}),
+    "block": _Recipe(BlockDrafter, 1, {"block_size": 2}),
+    "best-first": _Recipe(BestFirstDrafter, 1, _BEST_FIRST),
+    "dual": _Recipe(DualDrafter, 2, _DUAL),
+    "merged": _Recipe(MergedDrafter, 2, {**_BEST_FIRST, "branches": 1, "anchors": tuple(ANCHORS)}),
+    # The paper's ablation arms.
+    "samples": _Recipe(SamplesDrafter, 1, {"branches": 1, "seed": 0, "block_size": 2}),
+    "self-dual": _Recipe(_self_dual, 1, _DUAL),
+    "random-dual": _Recipe(_random_dual, 2, {**_DUAL, "seed": 0}),
+    "three-level": _Recipe(
+        ThreeLevelDrafter, 2, {"branches": 1, "third_branches": 1, "block_size": 2}
+    ),
+}
+POLICIES = tuple(_RECIPES)
+
+
+def _without_proposers() -> list[str]:
+    return [name for name, recipe in _RECIPES.items() if recipe.proposers == 0]
+
+
+def _read_option(policy: str, option: str, value: str) -> Value:
+    options = _RECIPES[policy].options
+    if option not in options:
+        valid = ", ".join(options) or "none at all"
+        raise ValueError(f"policy {policy!r} has no option {option!r}; it takes {valid}")
+    allowed = options[option]
+    if isinstance(allowed, int):
+        if value.isdecimal() and int(value) >= allowed:
+            return int(value)
+        needed = f"an integer of at least {allowed}"
+    else:
+        if value in allowed:
+            return value
+        needed = f"one of {', '.join(allowed)}"
+    raise ValueError(f"option {option!r} of policy {policy!r} is {value!r}; it must be {needed}")
