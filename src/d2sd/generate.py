@@ -213,6 +213,6 @@ class _PrefillClock:
         with self._inner(name):
             yield
         if name == "prefill":
-            if torch.cuda.is_initialized():
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.synchronize()
             self.prefilled = time.perf_counter()
