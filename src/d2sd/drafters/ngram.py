@@ -23,8 +23,8 @@ class NgramDrafter(Drafter):
             raise ValueError(f"length is {length}; an n-gram chain needs at least 1 token")
         if not 1 <= min_order <= max_order:
             raise ValueError(
-                f"n-gram orders {min_order} to {max_order} are no range; "
-                "give 1 <= min_order <= max_order"
+                f"min_order is {min_order} and max_order {max_order}; "
+                "n-gram orders need 1 <= min_order <= max_order"
             )
         self._length = length
         self._orders = range(max_order, min_order - 1, -1)

@@ -1,0 +1,86 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2sd.drafters.best_first import BestFirstDrafter, best_first_tree
+from d2sd.drafters.proposer import Candidates, Proposal
+from fakes import MarkovProposer, ScriptedProposer, context_of, draw, random_table, spread
+
+
+def marginals(slots, vocab, seed):
+    rng = torch.Generator().manual_seed(seed)
+    return (1.5 * torch.randn(slots, vocab, generator=rng, dtype=torch.float64)).softmax(-1)
+
+
+def chances(tree, probs):
+    """Probability of every node's path, anchor first."""
+    chances = [1.0]
+    for node in range(1, len(tree)):
+        own = float(probs[tree.depths[node] - 1, tree.tokens[node]])
+        chances.append(chances[tree.parents[node]] * own)
+    return chances
+
+
+def test_the_most_probable_paths_by_hand():
+    rows = [spread({1: 0.6, 2: 0.3}, 9), spread({3: 0.5, 4: 0.45}, 9), spread({5: 0.9}, 9)]
+    proposer = ScriptedProposer(4, {(): torch.stack(rows)})
+    # .6 | .3 and .6*.5=.3 (the sibling was found first) | .6*.45=.27, .27=.3*.9 | .243
+    tree = BestFirstDrafter(proposer, budget=6).draft(context_of([0, 7]))
+    assert draw(tree) == "\n".join(
+        [
+            "7 anchor",
+            ". 1 first",
+            ". . 3 first",
+            ". . . 5 first",
+            ". . 4 first",
+            ". . . 5 first",
+            ". 2 first",
+        ]
+    )
+    assert proposer.passes == [(((7,),), 4)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5), st.integers(1, 30))
+def test_holds_the_most_probable_of_all_paths(seed, slots, vocab, budget):
+    probs = marginals(slots, vocab, seed)
+    every_path = [
+        float(torch.stack([probs[slot, token] for slot, token in enumerate(path)]).prod())
+        for length in range(1, slots + 1)
+        for path in itertools.product(range(vocab), repeat=length)
+    ]
+    tree = best_first_tree(0, Proposal(probs[None]).top(budget), budget)
+    assert len(tree) - 1 == min(budget, len(every_path))
+    found = chances(tree, probs)[1:]
+    assert found == pytest.approx(sorted(every_path, reverse=True)[:budget])
+    assert found == sorted(found, reverse=True)  # so `tree.first(n)` is the best tree of n nodes
+    assert all(parent < node for node, parent in enumerate(tree.parents))
+    assert len(tree.children) == len(tree) - 1  # no path twice
+
+
+def test_no_node_is_spent_on_the_impossible():
+    probs = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]])
+    tree = best_first_tree(0, Proposal(probs).top(3), budget=50)
+    assert draw(tree) == "0 anchor\n. 0 first\n. . 0 first\n. . 1 first"
+
+
+def test_equal_chances_leave_in_the_same_order_every_time():
+    candidates = Candidates(torch.tensor([[[4, 5], [6, 7]]]), torch.full((1, 2, 2), 0.5))
+    tree = best_first_tree(0, candidates, budget=6)
+    assert tree.tokens == (0, 4, 5, 6, 6, 7, 7)
+    assert tree.parents == (-1, 0, 0, 1, 2, 1, 2)
+
+
+def test_a_budget_of_one_is_the_most_probable_token():
+    probs = marginals(3, 8, seed=1)
+    tree = best_first_tree(0, Proposal(probs[None]).top(1), budget=1)
+    assert tree.tokens == (0, int(probs[0].argmax()))
+
+
+def test_block_size_can_be_chosen():
+    proposer = MarkovProposer(random_table(6), block_size=3)
+    depths = BestFirstDrafter(proposer, budget=200, block_size=4).draft(context_of([2])).depths
+    assert max(depths) == 3
