@@ -1,0 +1,147 @@
+"""The one run that makes both drafters: features, first, second, calibration, export."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2sd.drafters.checkpoint import save_network
+from d2sd.drafters.config import DraftConfig
+from d2sd.drafters.network import DraftNetwork
+from d2sd.train.batches import BlockRecipe, BlockSampler
+from d2sd.train.evaluate import Evaluator
+from d2sd.train.features import FeatureStore, build_store
+from d2sd.train.loop import Progress, Trainer
+from d2sd.train.masking import AnchorOnly, TruncatedGeometric, VisiblePrefix
+from d2sd.train.recipes import Recipe, drafter_config
+from d2sd.train.responses import frequent_tokens, read_responses, split
+from d2sd.train.start import fold_scale, start_from_target
+
+Listener = Callable[[str, Progress], None]
+"""Hears (stage, progress) after each training step."""
+
+VISIBLE: dict[str, Callable[[Recipe], VisiblePrefix]] = {
+    "first": lambda recipe: AnchorOnly(),
+    "second": lambda recipe: TruncatedGeometric(recipe.prefix_decay),
+}
+
+
+class DrafterTraining:
+    """Both drafters of a target from one file of its responses.
+
+    Everything lives under `folder`; a run that was killed goes on where its last checkpoint
+    stands when it is started again with the same arguments.
+    """
+
+    def __init__(self, recipe: Recipe, target: nn.Module, responses: Path, folder: Path) -> None:
+        self.recipe, self.target, self.folder = recipe, target, folder
+        self.responses = read_responses(responses)
+        self.training, self.held_out = split(self.responses, recipe.validation)
+        self._embedding = target.get_input_embeddings().weight.detach()
+
+    def store(self, progress: Callable[[int, int], None]) -> FeatureStore:
+        """The feature store, built when it isn't there."""
+        folder = self.folder / "store"
+        if FeatureStore.is_complete(folder):
+            return FeatureStore(folder)
+        answers = [self.responses[i] for i in self.training]
+        ids = frequent_tokens(answers, self.recipe.draft_vocab_size)
+        return build_store(self.target, self.responses, folder, self.recipe.taps, ids, progress)
+
+    def train_first(self, store: FeatureStore, hear: Listener) -> DraftNetwork:
+        """The drafter that sees the anchor alone, started from the target's last layers."""
+        network = self._fresh(store)
+        start_from_target(network, self.target, store.scale)
+        return self._train("first", network, store, hear)
+
+    def train_second(
+        self, store: FeatureStore, first: DraftNetwork, hear: Listener
+    ) -> DraftNetwork:
+        """The variable-prefix drafter, started from the first one's weights."""
+        network = self._fresh(store)
+        network.load_state_dict(first.state_dict())
+        return self._train("second", network, store, hear, first)
+
+    def export(self, store: FeatureStore, networks: dict[str, DraftNetwork], out: Path) -> None:
+        """Write `out/first` and `out/second`, ready to decode with."""
+        evaluator = self._evaluator(store)
+        for stage, network in networks.items():
+            working = _working(network)
+            temperatures = evaluator.temperatures(working, VISIBLE[stage](self.recipe))
+            config = self._config(store)
+            config["dflash_config"]["temperatures"] = [round(t, 3) for t in temperatures]
+            fold_scale(network, store.scale)
+            save_network(_working(network), out / stage, config)
+
+    def _fresh(self, store: FeatureStore) -> DraftNetwork:
+        torch.manual_seed(self.recipe.seed)
+        network = DraftNetwork(DraftConfig.from_json(self._config(store)))
+        network.draft_ids = torch.tensor(store.index.draft_ids)
+        return network
+
+    def _config(self, store: FeatureStore) -> dict[str, Any]:
+        recipe = replace(self.recipe, draft_vocab_size=len(store.index.draft_ids))
+        return drafter_config(recipe, self.target.config)
+
+    def _head(self, store: FeatureStore) -> torch.Tensor:
+        head = self.target.get_output_embeddings().weight.detach()
+        return head[torch.tensor(store.index.draft_ids)].bfloat16()
+
+    def _evaluator(self, store: FeatureStore) -> Evaluator:
+        return Evaluator(store, self.held_out, self._embedding.bfloat16(), self._head(store))
+
+    def _train(
+        self,
+        stage: str,
+        network: DraftNetwork,
+        store: FeatureStore,
+        hear: Listener,
+        first: DraftNetwork | None = None,
+    ) -> DraftNetwork:
+        recipe = self.recipe
+        blocks = BlockRecipe(
+            recipe.block_size, recipe.mask_token_id, VISIBLE[stage](recipe), recipe.weight_decay
+        )
+        sampler = BlockSampler(
+            store,
+            self.training,
+            blocks,
+            recipe.sequences_per_batch,
+            recipe.anchors_per_sequence,
+            seed=recipe.seed + (stage == "second"),
+        )
+        schedule = recipe.first if stage == "first" else recipe.second
+        trainer = Trainer(network, self._embedding, self._head(store), sampler, schedule)
+        trainer.resume(self.folder / stage)
+        evaluator = self._evaluator(store)
+        while trainer.step < schedule.steps:
+            trainer.run(lambda p: hear(stage, p), until=trainer.step + recipe.evaluate_every)
+            trainer.save(self.folder / stage)
+            pair = (network,) if first is None else (first, network)
+            acceptance = evaluator.acceptance(*map(_working, pair))
+            self._log(
+                {
+                    "stage": stage,
+                    "step": trainer.step,
+                    "positions": trainer.positions,
+                    **asdict(acceptance),
+                }
+            )
+        return network
+
+    def _log(self, line: dict[str, Any]) -> None:
+        """One line of the learning curve: what has been seen, and the acceptance it gives."""
+        with (self.folder / "curve.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _working(network: DraftNetwork) -> DraftNetwork:
+    """A bfloat16 copy for inference, as it will be shipped."""
+    return copy.deepcopy(network).bfloat16().eval().requires_grad_(False)

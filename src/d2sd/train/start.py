@@ -1,0 +1,60 @@
+"""A drafter's starting weights, taken from the target where shapes allow."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from d2sd.drafters.network import DraftNetwork
+
+
+@torch.no_grad()
+def start_from_target(
+    network: DraftNetwork, target: nn.Module, scale: Float[Tensor, "taps hidden"]
+) -> None:
+    """Copy the target's last layers and final norm into `network`.
+
+    Attention is copied whole; of a wider feed-forward layer the neurons with the largest output
+    weights are kept. `fc` begins as "undo the feature scale of the last tap", so that the context
+    keys and values start near the ones the target itself would compute there. Leaves alone what
+    doesn't fit (another number of heads, no such module).
+    """
+    layers = target.base_model.layers
+    count = len(network.layers)
+    for draft_layer, layer in zip(network.layers, layers[len(layers) - count :], strict=True):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            _copy(getattr(draft_layer.self_attn, name), getattr(layer.self_attn, name))
+        _copy(draft_layer.input_layernorm, layer.input_layernorm)
+        _copy(draft_layer.post_attention_layernorm, layer.post_attention_layernorm)
+        _copy_feed_forward(draft_layer.mlp, layer.mlp)
+    _copy(network.norm, target.base_model.norm)
+    _copy(network.hidden_norm, layers[-1].input_layernorm)
+    taps, hidden = scale.shape
+    fc = torch.randn(hidden, taps, hidden) * 0.02
+    fc[:, -1] += torch.diag(scale[-1] / scale[-1].square().mean().sqrt())
+    network.fc.weight.copy_(fc.flatten(1))
+
+
+def _copy(ours: nn.Module, theirs: nn.Module) -> None:
+    if ours.weight.shape == theirs.weight.shape:
+        ours.weight.copy_(theirs.weight)
+
+
+def _copy_feed_forward(ours: nn.Module, theirs: nn.Module) -> None:
+    size = [
+        theirs.gate_proj.weight.norm(dim=1),
+        theirs.up_proj.weight.norm(dim=1),
+        theirs.down_proj.weight.norm(dim=0),
+    ]
+    width = ours.gate_proj.weight.shape[0]
+    kept = torch.stack(size).log().sum(0).topk(min(width, len(size[0]))).indices
+    ours.gate_proj.weight[: len(kept)] = theirs.gate_proj.weight[kept].float()
+    ours.up_proj.weight[: len(kept)] = theirs.up_proj.weight[kept].float()
+    ours.down_proj.weight[:, : len(kept)] = theirs.down_proj.weight[:, kept].float()
+
+
+def fold_scale(network: DraftNetwork, scale: Float[Tensor, "taps hidden"]) -> None:
+    """Make `fc` read raw features: training saw them divided by `scale`, decoding does not."""
+    with torch.no_grad():
+        network.fc.weight.div_(scale.flatten().to(network.fc.weight))
