@@ -1,11 +1,15 @@
-"""Shared models: tiny random ones, for exactness in float64, and the real one where it is cached."""
+"""Shared models: tiny random ones in float64, and the real one where it can be had."""
 
 from __future__ import annotations
 
+import warnings
+
+import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
-import pytest
+
+from d2sd.models.resolve import ModelUnavailableError, resolve
 
 TINY = {
     "vocab_size": 97,
@@ -49,3 +53,21 @@ def tiny(request, tiny_models):
 @pytest.fixture(scope="session")
 def tiny_llama(tiny_models):
     return tiny_models["Llama"]
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """Folder of the real target, or a skip where it can neither be found nor fetched."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the conversion is transformers' and gguf's business
+        try:
+            return resolve("smollm2-135m")
+        except ModelUnavailableError as error:
+            pytest.skip(f"needs the SmolLM2 weights: {error}")
+
+
+def pytest_collection_modifyitems(items):
+    """Every test that uses the real target carries the marker `model`."""
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.model)
