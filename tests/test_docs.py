@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from d2sd.drafters.dual import DualDrafter
 from d2sd.drafters.policies import POLICIES
 from d2sd.sampling import Sampling
 from d2sd.target.masks import tree_mask, tree_positions
-from d2sd.tree import TokenTree
+from d2sd.tree import Branch, TokenTree
 from d2sd.verify import verify
 from fakes import ScriptedProposer, context_of, spread
 
@@ -145,8 +146,9 @@ def test_the_policies_page_has_every_policy():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_in_the_pages_names_only_what_exists(page):
-    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
-        for node in ast.walk(ast.parse(block)):
+    fence = re.compile(r"^ *```python\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+    for block in fence.findall(page.read_text()):
+        for node in ast.walk(ast.parse(textwrap.dedent(block))):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("d2sd"):
                 module = importlib.import_module(node.module)
                 assert not [name.name for name in node.names if not hasattr(module, name.name)]
@@ -157,3 +159,12 @@ def test_links_between_the_pages_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
     local = [link for link in links if "://" not in link]
     assert not [link for link in local if not (page.parent / link).exists()]
+
+
+def test_the_drafter_that_contributing_shows_works():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    block = re.search(r"^ *```python\n(.*?)^ *```$", page, re.DOTALL | re.MULTILINE)[1]
+    names = {"__name__": "contributing"}
+    exec(textwrap.dedent(block), names)
+    tree = names["EchoDrafter"](length=2).draft(context_of((4, 5, 6)))
+    assert tree == TokenTree.from_branches(6, [Branch((5, 6), "echo")])
