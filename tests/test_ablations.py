@@ -119,6 +119,15 @@ def test_second_breaks_are_ranked_by_both_passes_and_never_repeat_a_row():
     assert likely_second_breaks(posterior, redrafts) == [(4,), (4, 5)]
 
 
+def test_a_sure_second_break_behind_an_unlikely_first_one_comes_last():
+    posterior = torch.tensor([0.05, 0.6])
+    redrafts = [
+        FilledRow((), (4, 5), torch.tensor([1.0, 0.1])),  # .05 * .9
+        FilledRow((1,), (2, 3), torch.tensor([0.5, 0.5])),  # .6 * .25
+    ]
+    assert likely_second_breaks(posterior, redrafts) == [(1, 2), (4,)]
+
+
 def test_three_levels_hold_at_most_nine_rows():
     table = random_table(30, scale=3.0)
     first, second = (MarkovProposer(table, 16, noise=1.0, seed=seed) for seed in (1, 2))

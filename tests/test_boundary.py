@@ -47,3 +47,7 @@ def test_shallower_boundaries_win_ties():
 
 def test_no_more_boundaries_than_there_are():
     assert likely_boundaries(torch.tensor([0.3, 0.5]), 4) == [1, 0]
+
+
+def test_ties_are_kept_in_order_in_long_blocks_too():
+    assert likely_boundaries(torch.full((500,), 0.002), 400) == list(range(400))

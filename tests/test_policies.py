@@ -95,6 +95,17 @@ def test_the_first_proposer_serves_both_passes_when_there_is_no_second():
     assert [visible for visible, _ in proposer.passes] == [((3,),), ((3, 1),)]
 
 
+@pytest.mark.parametrize("name", ["dual", "merged", "random-dual", "three-level"])
+def test_the_second_proposer_serves_the_second_pass(name):
+    first, _ = proposers()
+    broken = ScriptedProposer(6, {})
+    with pytest.raises(KeyError):  # the script has no answer: whoever asks is found out
+        build_drafter(parse_policy(name), first, broken).draft(context_of([4]))
+    assert len(broken.passes) == 1
+    build_drafter(parse_policy("self-dual"), first, broken).draft(context_of([4]))
+    assert len(broken.passes) == 1
+
+
 def test_proposers_says_how_many_a_policy_can_use():
     names = ("none", "ngram", "block", "best-first", "self-dual", "dual", "merged")
     assert [parse_policy(name).proposers for name in names] == [0, 0, 1, 1, 1, 2, 2]
