@@ -309,11 +309,11 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_llama):
         target.prefill([1] * 257)
 
 
-def until_full(target, drafter):
+def until_full(target, drafter, prompt):
     tokens = []
 
     def decode_on():
-        for step in decode(target, drafter, PROMPTS[5], Sampling()):
+        for step in decode(target, drafter, prompt, Sampling()):
             tokens.extend(step.emitted)
 
     with pytest.raises(ValueError, match="is full: it holds 16 tokens"):
@@ -321,16 +321,17 @@ def until_full(target, drafter):
     return tokens
 
 
+@pytest.mark.parametrize("prompt", [[5, 17], [5, 17, 3, 3, 60, 1]], ids=["far over", "just over"])
 @pytest.mark.parametrize("architecture", ["Llama", "GPT2"])
-def test_steps_run_up_to_the_end_of_the_context(architecture):
+def test_steps_run_up_to_the_end_of_the_context(architecture, prompt):
     sizes = {"max_position_embeddings": 16}
     if architecture == "GPT2":  # positions are a table here: one too many is an error
         sizes |= {"num_key_value_heads": None, "head_dim": None}
     model = tiny_model(architecture, **sizes)
-    plain = until_full(HFTarget(model), Nothing())
-    assert len(plain) == 12  # 16 positions are read, the last one gives a token too
-    trees = RandomTrees([*PROMPTS[5], *plain, 1, 2, 3], 0)
-    assert until_full(HFTarget(model), trees) == plain
+    plain = until_full(HFTarget(model), Nothing(), prompt)
+    assert len(plain) == 17 - len(prompt)  # 16 positions are read, the last one gives a token too
+    trees = RandomTrees([*prompt, *plain, 1, 2, 3, 4, 5], 0)  # the last tree does not fit whole
+    assert until_full(HFTarget(model), trees, prompt) == plain
 
 
 # --- the real model -------------------------------------------------------------------------

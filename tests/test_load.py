@@ -126,6 +126,11 @@ def only_pickled_weights(folder):
     torch.save({}, folder / "pytorch_model.bin")
 
 
+def pickled_weights_beside_others(folder):
+    only_pickled_weights(folder)
+    save_file({"other": torch.zeros(1)}, folder / "other.safetensors")
+
+
 def truncated_weights(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
@@ -163,6 +168,7 @@ def no_config(folder):
 BROKEN = [
     (without_weights, "has no weights; d2sd reads safetensors"),
     (only_pickled_weights, "has only pickled weights; d2sd reads safetensors"),
+    (pickled_weights_beside_others, "no file named model.safetensors"),
     (truncated_weights, "incomplete or broken .* take a fresh copy"),
     (a_weight_missing, f"lacks 1 weights, '{KEY}'"),
     (a_weight_of_another_shape, rf"'{KEY}' in shape \[3, 3\] .* says \[64, 32\]"),
