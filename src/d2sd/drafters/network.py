@@ -7,7 +7,7 @@ anchors. The shapes are the same: `sequences`, `blocks`, `slots`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,33 @@ class Rotation:
         return (x * cos + rotate_half(x) * sin).to(x.dtype)
 
 
+Attend = Callable[[Tensor, KeyValues, KeyValues, Tensor | None], Tensor]
+
+
+def attend(
+    query: Float[Tensor, "sequences kv_heads blocks slots groups dim"],
+    context: KeyValues,
+    own: KeyValues,
+    mask: Tensor | None,
+) -> Float[Tensor, "sequences kv_heads blocks slots groups dim"]:
+    """Softmax attention of every (scaled) query over the context and its own block.
+
+    `own` is [sequences, kv_heads, blocks, slots, dim]; `mask` as in `Seen`. This is the
+    definition; training uses an equal, faster function.
+    """
+    s, kv, a, b, g, d = query.shape
+    c = context.keys.shape[2]
+    far = query.reshape(s, kv, a * b * g, d) @ context.keys.transpose(2, 3)
+    near = query.reshape(s, kv, a, b * g, d) @ own.keys.transpose(3, 4)
+    scores = torch.cat([far.view(s, kv, a, b, g, c), near.view(s, kv, a, b, g, b)], -1)
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    weights = scores.float().softmax(-1).to(query.dtype)
+    out = weights[..., :c].reshape(s, kv, a * b * g, c) @ context.values
+    out = out.view(s, kv, a, b * g, d) + weights[..., c:].reshape(s, kv, a, b * g, b) @ own.values
+    return out.view(s, kv, a, b, g, d)
+
+
 class BlockAttention(nn.Module):
     """Each slot attends to the context and to its own block; keys of both share projections."""
 
@@ -59,6 +86,7 @@ class BlockAttention(nn.Module):
         self.o_proj = nn.Linear(net.num_attention_heads * net.head_dim, net.hidden_size, bias=bias)
         self.q_norm = Qwen3RMSNorm(net.head_dim, eps=net.rms_norm_eps)
         self.k_norm = Qwen3RMSNorm(net.head_dim, eps=net.rms_norm_eps)
+        self.attend: Attend = attend
 
     def key_values(self, x: Tensor, rotation: Rotation) -> KeyValues:
         """Keys and values of context rows `x` [sequences, rows, hidden]; no layer norm on them."""
@@ -68,29 +96,20 @@ class BlockAttention(nn.Module):
 
     def forward(self, x: Tensor, context: KeyValues, rotation: Rotation, seen: Seen) -> Tensor:
         """`x` is [sequences, blocks, slots, hidden]; returns the same shape."""
-        s, a, b, _ = x.shape
-        c, d, g = context.keys.shape[2], self.head_dim, self.groups
+        d, g = self.head_dim, self.groups
         query = rotation(self.q_norm(self.q_proj(x).unflatten(-1, (-1, d)))) * d**-0.5
         own_k = rotation(self.k_norm(self.k_proj(x).unflatten(-1, (-1, d))))
         own_v = self.v_proj(x).unflatten(-1, (-1, d))
         # query heads of one key head become rows, so the context is read once and never copied
         query = query.unflatten(3, (-1, g)).permute(0, 3, 1, 2, 4, 5)  # s kv a b g d
-        own_k, own_v = own_k.permute(0, 3, 1, 2, 4), own_v.permute(0, 3, 1, 2, 4)  # s kv a b d
-        kv = query.shape[1]
-        far = query.reshape(s, kv, a * b * g, d) @ context.keys.transpose(2, 3)
-        near = query.reshape(s, kv, a, b * g, d) @ own_k.transpose(3, 4)
-        scores = torch.cat([far.view(s, kv, a, b, g, c), near.view(s, kv, a, b, g, b)], -1)
-        if seen.mask is not None:
-            scores = scores + seen.mask.to(scores.dtype)
-        weights = scores.float().softmax(-1).to(x.dtype)
-        out = weights[..., :c].reshape(s, kv, a * b * g, c) @ context.values
-        out = out.view(s, kv, a, b * g, d) + weights[..., c:].reshape(s, kv, a, b * g, b) @ own_v
-        return self.o_proj(out.view(s, kv, a, b, g, d).permute(0, 2, 3, 1, 4, 5).flatten(3))
+        own = KeyValues(own_k.permute(0, 3, 1, 2, 4), own_v.permute(0, 3, 1, 2, 4))
+        out = self.attend(query, context, own, seen.mask)
+        return self.o_proj(out.permute(0, 2, 3, 1, 4, 5).flatten(3))
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Additive mask [sequences, 1, blocks, slots or 1, 1, context + slots], or None: all is seen."""
+    """Additive mask [sequences, 1, blocks, slots (or 1), 1, context + slots]; None: all is seen."""
 
     mask: Tensor | None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from d2sd.drafters.network import DraftNetwork
+from d2sd.train.attention import attend_fast
 from d2sd.train.batches import BlockBatch, BlockSampler
 from d2sd.train.loss import log_partition, soft_cross_entropy
 
@@ -25,7 +25,11 @@ Compiler = Callable[..., Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps and learning rates; both rates rise over `warmup` steps and fall to 0 by a cosine."""
+    """Steps and learning rates.
+
+    Both rates rise over `warmup` steps, stay, and fall to 0 in a straight line over the last
+    `cooldown` share of the steps. While they stay, `steps` can still be changed by resuming.
+    """
 
     steps: int
     matrix_rate: float = 2e-3
@@ -33,6 +37,7 @@ class Schedule:
     vector_rate: float = 1e-3
     """AdamW's rate for norms."""
     warmup: int = 50
+    cooldown: float = 0.3
     clip: float = 1.0
     hard_share: float = 0.5
     """Weight of the emitted token against the target's whole distribution, as labels."""
@@ -40,12 +45,11 @@ class Schedule:
     def factor(self, step: int) -> float:
         if step < self.warmup:
             return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        return min(1.0, (self.steps - step) / max(self.cooldown * self.steps, 1))
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepReport:
     """What the loop reports after a step."""
 
     step: int
@@ -76,6 +80,8 @@ class Trainer:
         self.step = 0
         self.positions = 0
         self._working = copy.deepcopy(network).bfloat16()
+        for layer in self._working.layers:
+            layer.self_attn.attend = attend_fast
         self._embedding = embedding.bfloat16()
         self._head = head.bfloat16().contiguous()
         self._draft_id = torch.full((len(embedding),), -1)
@@ -84,13 +90,13 @@ class Trainer:
         self._forward = compiler(self._hidden)
         self._partition = compiler(log_partition)
 
-    def run(self, report: Callable[[Progress], None], until: int | None = None) -> None:
+    def run(self, report: Callable[[StepReport], None], until: int | None = None) -> None:
         """Train to the end of the schedule, or to step `until`."""
         until = min(until or self.schedule.steps, self.schedule.steps)
         while self.step < until:
             report(self._step(self.sampler.batch(self.step)))
 
-    def _step(self, batch: BlockBatch) -> Progress:
+    def _step(self, batch: BlockBatch) -> StepReport:
         with torch.no_grad():
             for working, master in zip(*self._parameters(), strict=True):
                 working.copy_(master)
@@ -108,7 +114,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.positions += int((batch.weights > 0).sum())
-        return Progress(self.step, loss.item(), self.positions)
+        return StepReport(self.step, loss.item(), self.positions)
 
     def _parameters(self) -> tuple[list[Tensor], list[Tensor]]:
         return list(self._working.parameters()), list(self.network.parameters())

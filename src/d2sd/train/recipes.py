@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from d2sd.train.loop import Schedule
@@ -29,10 +29,25 @@ class Recipe:
     evaluate_every: int = 500
     seed: int = 0
 
+    def with_steps(self, first: int | None, second: int | None) -> Recipe:
+        """The same recipe with other lengths, where they are given."""
+        return replace(
+            self,
+            first=replace(self.first, steps=first or self.first.steps),
+            second=replace(self.second, steps=second or self.second.steps),
+        )
+
 
 def smollm2_135m() -> Recipe:
     """The drafters shipped for SmolLM2-135M-Instruct: 7.3 M parameters each, 30 MB together."""
     return Recipe(taps=(10, 20, 28), mask_token_id=4)
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name. Raises ValueError that lists the names there are."""
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]()
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"smollm2-135m": smollm2_135m}

@@ -18,14 +18,14 @@ from d2sd.drafters.network import DraftNetwork
 from d2sd.train.batches import BlockRecipe, BlockSampler
 from d2sd.train.evaluate import Evaluator
 from d2sd.train.features import FeatureStore, build_store
-from d2sd.train.loop import Progress, Trainer
+from d2sd.train.loop import Compiler, StepReport, Trainer
 from d2sd.train.masking import AnchorOnly, TruncatedGeometric, VisiblePrefix
 from d2sd.train.recipes import Recipe, drafter_config
 from d2sd.train.responses import frequent_tokens, read_responses, split
 from d2sd.train.start import fold_scale, start_from_target
 
-Listener = Callable[[str, Progress], None]
-"""Hears (stage, progress) after each training step."""
+Listener = Callable[[str, StepReport], None]
+"""Hears (stage, report) after each training step."""
 
 VISIBLE: dict[str, Callable[[Recipe], VisiblePrefix]] = {
     "first": lambda recipe: AnchorOnly(),
@@ -40,8 +40,16 @@ class DrafterTraining:
     stands when it is started again with the same arguments.
     """
 
-    def __init__(self, recipe: Recipe, target: nn.Module, responses: Path, folder: Path) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        target: nn.Module,
+        responses: Path,
+        folder: Path,
+        compiler: Compiler = torch.compile,
+    ) -> None:
         self.recipe, self.target, self.folder = recipe, target, folder
+        self._compiler = compiler
         self.responses = read_responses(responses)
         self.training, self.held_out = split(self.responses, recipe.validation)
         self._embedding = target.get_input_embeddings().weight.detach()
@@ -118,7 +126,9 @@ class DrafterTraining:
             seed=recipe.seed + (stage == "second"),
         )
         schedule = recipe.first if stage == "first" else recipe.second
-        trainer = Trainer(network, self._embedding, self._head(store), sampler, schedule)
+        trainer = Trainer(
+            network, self._embedding, self._head(store), sampler, schedule, self._compiler
+        )
         trainer.resume(self.folder / stage)
         evaluator = self._evaluator(store)
         while trainer.step < schedule.steps:
