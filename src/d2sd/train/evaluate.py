@@ -95,7 +95,7 @@ class Evaluator:
 
     def _branches(self, network: DraftNetwork, chain: Chain, branches: int) -> Tensor:
         """Most tokens accepted on any of the second pass's rows, per anchor."""
-        rows = torch.stack(
+        rows = torch.tensor(
             [likely_boundaries(rejection_posterior(c), branches) for c in chain.confidence]
         )
         best = torch.zeros(len(rows), dtype=torch.long)
