@@ -9,6 +9,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from d2sd.drafters.checkpoint import save_network
+from d2sd.drafters.config import DraftConfig
+from d2sd.drafters.network import DraftNetwork
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -85,3 +89,34 @@ def write_prompts(path: Path, *turns: list[str]) -> Path:
     lines = [json.dumps({"id": f"p{i}", "turns": t}) for i, t in enumerate(turns)]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+DRAFT_CONFIG = {
+    "architectures": ["DFlashDraftModel"],
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCAB,
+    "block_size": 5,
+    "num_target_layers": 4,
+    "dflash_config": {"mask_token_id": 0, "target_layer_ids": [1, 3]},
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+}
+
+
+def save_drafter(folder: Path, seed: int = 0, **changes) -> Path:
+    """A random drafter for `save_target`'s model, in the DFlash layout."""
+    config = {**DRAFT_CONFIG, **changes}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = DraftNetwork(DraftConfig.from_json(config))
+        for weight in network.parameters():
+            weight.data += 0.2 * torch.randn_like(weight)  # varied guesses, so trees do fork
+    save_network(network, folder, config)
+    return folder

@@ -173,6 +173,9 @@ def open_session(choice: ModelChoice, policies: Sequence[Policy], tell: Tell) ->
     if needed := max((policy.proposers for policy in policies), default=0):
         first, second = _drafter_paths(choice, needed, tell)
         networks = _load_networks(first, second, dtype, device)
+        if networks.first is None:
+            for policy in policies:
+                build_drafter(policy, None, None)  # says what is missing before the model loads
     folder = resolve(choice.model, tell)
     model = load_model(folder, dtype).to(device)
     check_fit(networks, HFTarget(model), choice)

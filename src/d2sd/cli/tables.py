@@ -1,0 +1,78 @@
+"""How a comparison and a verdict look, as JSON and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from rich.table import Table
+
+from d2sd.bench.audit import Audit
+from d2sd.bench.measure import Comparison, Figures
+from d2sd.cli.terminal import notes, pages
+
+Facts = Mapping[str, object]
+"""Where a run comes from: see `d2sd.bench.provenance`."""
+
+
+def comparison_json(comparison: Comparison, run: Facts) -> dict[str, object]:
+    """The object that `d2sd bench --json` prints."""
+    return {**asdict(comparison), "run": dict(run)}
+
+
+def audit_json(verdict: Audit, run: Facts) -> dict[str, object]:
+    """The object that `d2sd verify` prints."""
+    return {**asdict(verdict), "run": dict(run)}
+
+
+def print_comparison(comparison: Comparison, run: Facts) -> None:
+    """One row per policy, the best speed in bold, and the conditions below."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("policy")
+    for name in ("acceptance", "tokens/s", "× none", "median", "nodes/step", "tokens", "identical"):
+        table.add_column(name, justify="right")
+    fastest = max(row.tokens_per_second for row in comparison.policies.values())
+    for name, row in comparison.policies.items():
+        style = "bold" if row.tokens_per_second == fastest else None
+        table.add_row(name, *_cells(row), style=style)
+    pages.print(table)
+    facts = f"{comparison.prompts} prompts · {run['model']} · {run['dtype']} on {run['device']}"
+    pages.print(
+        f"\n{facts} · {run['threads']} threads · seed {run['seed']}\n"
+        "acceptance: tokens per target pass · tokens/s: all tokens by decoding time, prefill "
+        "excluded;\nmedian: of the prompts · identical: the same tokens as none",
+        style="dim",
+    )
+
+
+def _cells(row: Figures) -> list[str]:
+    ratio = "" if row.speedup_over_none is None else f"{row.speedup_over_none:.2f}"
+    return [
+        f"{row.acceptance_length:.2f}",
+        f"{row.tokens_per_second:.1f}",
+        ratio,
+        f"{row.median_tokens_per_second:.1f}",
+        f"{row.nodes_per_step:.1f}",
+        str(row.new_tokens),
+        {True: "yes", False: "NO", None: "?"}[row.identical_to_none],
+    ]
+
+
+def print_verdict(verdict: Audit) -> None:
+    """The verdict in words, on standard error."""
+    where = f"{verdict.tokens} tokens of {verdict.prompts} prompts with {verdict.policy}"
+    ties = f"{verdict.near_ties} near-ties (at most {verdict.near_tie_ulp} ulp allowed)"
+    checks = {
+        ("argmax", "replay"): f"each the target's argmax, {ties}; all as in plain decoding",
+        ("argmax",): f"each the target's argmax, {ties}",
+        ("replay",): "all as in plain decoding with the same seed",
+    }[verdict.checks]
+    if verdict.lossless:
+        notes.print(f"[bold green]lossless[/]: {where}: {checks}")
+        return
+    first = verdict.violations[0]
+    notes.print(
+        f"[bold red]not lossless[/]: {len(verdict.violations)} of {where} are wrong; the first is "
+        f"token {first.position + 1} of prompt {first.prompt}: {first.reason} "
+        f"({first.expected} instead of {first.token})"
+    )
