@@ -17,6 +17,7 @@ from d2sd.target.masks import tree_mask, tree_positions
 from d2sd.tree import Branch, TokenTree
 from d2sd.verify import verify
 from fakes import ScriptedProposer, context_of, spread
+from folders import save_target
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -168,3 +169,14 @@ def test_the_drafter_that_contributing_shows_works():
     exec(textwrap.dedent(block), names)
     tree = names["EchoDrafter"](length=2).draft(context_of((4, 5, 6)))
     assert tree == TokenTree.from_branches(6, [Branch((5, 6), "echo")])
+
+
+def test_the_readmes_python_runs(tmp_path, capsys):
+    page = (ROOT / "README.md").read_text()
+    block = re.search(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[1]
+    assert block.count("\n") == 10
+    small = block.replace("smollm2-135m", str(save_target(tmp_path))).replace(
+        "dual:branches=4", "ngram"
+    )
+    exec(small, {"__name__": "readme"})
+    assert float(capsys.readouterr().out.split()[-1]) >= 1
