@@ -68,7 +68,7 @@ def filtered(logits: Float[Tensor, " vocab"], sampling: Sampling) -> Float[Tenso
         ascending, order = logits.sort()
         dropped = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
         dropped[-1] = False  # at least one token stays
-        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(0, order, dropped), -torch.inf)
+        logits = logits.masked_fill(dropped.scatter(0, order, dropped), -torch.inf)
     probs = logits.softmax(-1)
     if sampling.min_p > 0:
         probs = probs.masked_fill(probs < sampling.min_p * probs.max(), 0)

@@ -15,7 +15,6 @@ from d2sd.cli.chat import chat
 from d2sd.cli.generate import generate
 from d2sd.cli.trace import trace
 from d2sd.cli.train import train
-from d2sd.cli.train import train
 from d2sd.cli.verify import verify
 
 USER_ERROR = 2

@@ -72,9 +72,7 @@ class DraftConfig:
             mask_token_id=int(mask_token_id),
             taps=tuple(find("target_layer_ids") or _default_taps(values)),
             draft_vocab_size=int(find("draft_vocab_size") or network.vocab_size),
-            windows=tuple(
-                values["sliding_window"] if is_sliding else None for is_sliding in sliding
-            ),
+            windows=tuple(network.sliding_window if is_sliding else None for is_sliding in sliding),
             causal=tuple(is_sliding if causal is None else bool(causal) for is_sliding in sliding),
             embedding_scale=float(find("input_embedding_scale", 1.0)),
             output_multiplier=float(find("output_multiplier", 1.0)),

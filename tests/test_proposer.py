@@ -1,0 +1,104 @@
+"""The proposer: its context cache, its vocabulary, its calibration."""
+
+import pytest
+import torch
+
+from d2sd.drafters.proposer import NetworkProposer
+from d2sd.interfaces import Context
+from drafters import random_network
+
+EMBED = torch.randn(97, 32, generator=torch.Generator().manual_seed(5))
+
+
+def head(bias=False):
+    linear = torch.nn.Linear(32, 97, bias=bias)
+    torch.nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(6))
+    return linear.requires_grad_(False)
+
+
+def features_of(tokens):
+    """Features that depend on the whole prefix, as a target's do."""
+    table = torch.randn(97, 2, 32, generator=torch.Generator().manual_seed(7))
+    return table[torch.tensor(tokens)].cumsum(0)
+
+
+def context(*tokens):
+    return Context(tokens, features_of(tokens[:-1]))
+
+
+def proposer(network=None, taps=(0, 2)):
+    return NetworkProposer(network or random_network(), EMBED, head(), taps)
+
+
+def test_a_row_is_its_visible_tokens_then_masks_over_all_committed_features():
+    network, ours = random_network(), proposer()
+    here = context(3, 1, 4, 1, 5)
+    probs = ours.propose(here, [(5,), (5, 9, 2)]).probs
+    rows = torch.tensor([[5, 96, 96, 96, 96], [5, 9, 2, 96, 96]])
+    kv = network.read(here.features[None], torch.arange(4)[None])
+    hidden = network(EMBED[rows][None], (4 + torch.arange(5)).expand(1, 2, 5), kv)
+    torch.testing.assert_close(probs, head()(hidden[0, :, 1:]).softmax(-1))
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [(3, 1), (3, 1, 4), (3, 1, 4, 1, 5)],  # grows step by step
+        [(3, 1, 4, 9, 9, 9), (3, 1, 4, 1, 5)],  # another answer after the same prompt
+        [(8, 8, 8, 8, 8, 8, 8), (3, 1, 4, 1, 5)],  # another sequence
+        [tuple(range(1, 90)) * 4, (3, 1, 4, 1, 5)],  # the buffers have grown
+    ],
+)
+def test_what_was_read_before_never_shows(history):
+    ours = proposer()
+    for tokens in history:
+        got = ours.propose(context(*tokens), [(tokens[-1],)]).probs
+    fresh = proposer().propose(context(*history[-1]), [(history[-1][-1],)]).probs
+    torch.testing.assert_close(got, fresh)
+
+
+def test_features_are_read_once():
+    ours = proposer()
+    seen = []
+    read = ours.network.read
+    ours.network.read = lambda features, rows: (
+        seen.append(features.shape[1]) or read(features, rows)
+    )
+    for tokens in [(3, 1, 4), (3, 1, 4, 1, 5), (3, 1, 4, 1, 5)]:
+        ours.propose(context(*tokens), [(tokens[-1],)])
+    assert seen == [2, 2]
+
+
+def test_taps_are_taken_from_the_targets_by_layer():
+    wide = Context((3, 1, 4), torch.stack([features_of((3, 1))[:, i] for i in (1, 0, 0)], 1))
+    got = proposer(taps=(2, 1, 0)).propose(wide, [(4,)]).probs
+    torch.testing.assert_close(got, proposer().propose(context(3, 1, 4), [(4,)]).probs)
+    with pytest.raises(ValueError, match=r"needs target layers \[2\]"):
+        proposer(taps=(0, 1))
+
+
+def test_a_reduced_vocabulary_speaks_in_target_ids():
+    network = random_network(draft_vocab_size=3)
+    network.draft_ids = torch.tensor([7, 50, 90])
+    proposal = proposer(network).propose(context(3, 1, 4), [(4,)])
+    whole = proposer().propose(context(3, 1, 4), [(4,)])
+    narrowed = whole.probs[..., [7, 50, 90]]
+    torch.testing.assert_close(proposal.probs, narrowed / narrowed.sum(-1, keepdim=True))
+    best = proposal.greedy()
+    assert best.tokens[0, 0, 0] == [7, 50, 90][int(narrowed[0, 0].argmax())]
+    assert proposal.top(9).tokens.shape == (1, 4, 3)
+
+
+def test_temperatures_go_by_distance_from_the_last_visible_token():
+    plain = proposer().propose(context(3, 1, 4), [(4,), (4, 8)]).probs
+    fitted = random_network(
+        dflash_config={
+            "mask_token_id": 96,
+            "target_layer_ids": [0, 2],
+            "temperatures": [0.5, 2.0, 1.0, 4.0],
+        }
+    )
+    got = proposer(fitted).propose(context(3, 1, 4), [(4,), (4, 8)]).probs
+    for row, slot, temperature in [(0, 0, 0.5), (0, 1, 2.0), (1, 1, 0.5), (1, 3, 1.0)]:
+        wanted = (plain[row, slot].log() / temperature).softmax(-1)
+        torch.testing.assert_close(got[row, slot], wanted)
