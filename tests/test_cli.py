@@ -235,7 +235,7 @@ def test_bench_prints_a_table_for_people(d2sd) -> None:
     assert code == 0
     [row] = [line for line in out.splitlines() if line.startswith("ngram")]
     assert row.endswith("?")  # nothing to compare with
-    assert "1 prompts" in out
+    assert "1 prompts, 8 tokens" in out
 
 
 def test_verify_passes_a_lossless_policy(d2sd) -> None:

@@ -28,20 +28,22 @@ def audit_json(verdict: Audit, run: Facts) -> dict[str, object]:
 def print_comparison(comparison: Comparison, run: Facts) -> None:
     """One row per policy, the best speed in bold, and the conditions below."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("policy")
-    for name in ("acceptance", "tokens/s", "× none", "median", "nodes/step", "tokens", "identical"):
+    table.add_column("policy", overflow="fold", min_width=14)
+    for name in ("acceptance", "tokens/s", "× none", "median", "nodes/step", "identical"):
         table.add_column(name, justify="right")
     fastest = max(row.tokens_per_second for row in comparison.policies.values())
     for name, row in comparison.policies.items():
         style = "bold" if row.tokens_per_second == fastest else None
         table.add_row(name, *_cells(row), style=style)
     pages.print(table)
-    facts = f"{comparison.prompts} prompts · {run['model']} · {run['dtype']} on {run['device']}"
+    tokens = max(row.new_tokens for row in comparison.policies.values())
     pages.print(
-        f"\n{facts} · {run['threads']} threads · seed {run['seed']}\n"
-        "acceptance: tokens per target pass · tokens/s: all tokens by decoding time, prefill "
-        "excluded;\nmedian: of the prompts · identical: the same tokens as none",
+        f"\n{comparison.prompts} prompts, {tokens} tokens · {run['model']} · {run['dtype']} on "
+        f"{run['device']} · {run['threads']} threads · seed {run['seed']}\n"
+        "acceptance: tokens per target pass · tokens/s: decoding time, prefill excluded · "
+        "median: tokens/s of the middle prompt · identical: the same tokens as none",
         style="dim",
+        soft_wrap=True,
     )
 
 
@@ -53,7 +55,6 @@ def _cells(row: Figures) -> list[str]:
         ratio,
         f"{row.median_tokens_per_second:.1f}",
         f"{row.nodes_per_step:.1f}",
-        str(row.new_tokens),
         {True: "yes", False: "NO", None: "?"}[row.identical_to_none],
     ]
 
@@ -61,14 +62,17 @@ def _cells(row: Figures) -> list[str]:
 def print_verdict(verdict: Audit) -> None:
     """The verdict in words, on standard error."""
     where = f"{verdict.tokens} tokens of {verdict.prompts} prompts with {verdict.policy}"
-    ties = f"{verdict.near_ties} near-ties (at most {verdict.near_tie_ulp} ulp allowed)"
-    checks = {
-        ("argmax", "replay"): f"each the target's argmax, {ties}; all as in plain decoding",
-        ("argmax",): f"each the target's argmax, {ties}",
-        ("replay",): "all as in plain decoding with the same seed",
-    }[verdict.checks]
+    argmax = (
+        f"each is the target's argmax or a near-tie ({verdict.near_ties} near-ties, at most "
+        f"{verdict.largest_gap:.3g} below the top logit; {verdict.near_tie_ulp} ulp are allowed)"
+    )
+    words = {
+        "argmax": argmax,
+        "replay": "all are what plain decoding says with the same seed",
+    }
+    checks = "; ".join(words[check] for check in verdict.checks)
     if verdict.lossless:
-        notes.print(f"[bold green]lossless[/]: {where}: {checks}")
+        notes.print(f"[bold green]lossless[/]: {where}; {checks}")
         return
     first = verdict.violations[0]
     notes.print(

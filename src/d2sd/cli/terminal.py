@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -24,7 +23,6 @@ def say(text: str) -> None:
     """A piece of the answer, at once and as it is."""
     if text:
         typer.echo(text, nl=False)
-        sys.stdout.flush()
 
 
 def print_json(values: Mapping[str, object]) -> None:
