@@ -53,9 +53,7 @@ class TokenTree:
     @cached_property
     def children(self) -> dict[tuple[int, int], int]:
         """(parent node, token) -> child node."""
-        return {
-            (self.parents[node], self.tokens[node]): node for node in range(1, len(self))
-        }
+        return {(self.parents[node], self.tokens[node]): node for node in range(1, len(self))}
 
     def visibility(self) -> Bool[Tensor, "nodes nodes"]:
         """Row n is True at the ancestors of node n and at n itself."""
