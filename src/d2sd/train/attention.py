@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2sd.drafters.network import KeyValues, attend
+from d2sd.drafters.network import DraftNetwork, KeyValues, attend
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -25,6 +25,12 @@ def attend_fast(query: Tensor, context: KeyValues, own: KeyValues, mask: Tensor 
         query, context.keys, context.values, own.keys, own.values, mask[..., : -query.shape[3]]
     )
     return out
+
+
+def use_fast_attention(network: DraftNetwork) -> None:
+    """Let every layer of `network` attend by `attend_fast`."""
+    for layer in network.layers:
+        layer.self_attn.attend = attend_fast
 
 
 @torch.library.custom_op("d2sd::block_attention", mutates_args=())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import linear
 
 from d2sd.drafters.boundary import likely_boundaries, rejection_posterior
 from d2sd.drafters.network import DraftNetwork
@@ -117,7 +118,7 @@ class Evaluator:
         context = network.read(features, rows)
         embeds = self._embedding[ids].to(dtype)
         hidden = network(embeds, batch.positions, context, batch.hidden_rows)
-        return (hidden[0, :, 1:] @ self._head.to(dtype).T).float()
+        return linear(hidden[0, :, 1:].contiguous(), self._head.to(dtype)).float()
 
 
 @dataclass(frozen=True)

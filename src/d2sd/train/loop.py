@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from d2sd.drafters.network import DraftNetwork
-from d2sd.train.attention import attend_fast
+from d2sd.train.attention import use_fast_attention
 from d2sd.train.batches import BlockBatch, BlockSampler
 from d2sd.train.loss import log_partition, soft_cross_entropy
 
@@ -80,8 +80,7 @@ class Trainer:
         self.step = 0
         self.positions = 0
         self._working = copy.deepcopy(network).bfloat16()
-        for layer in self._working.layers:
-            layer.self_attn.attend = attend_fast
+        use_fast_attention(self._working)
         self._embedding = embedding.bfloat16()
         self._head = head.bfloat16().contiguous()
         self._draft_id = torch.full((len(embedding),), -1)

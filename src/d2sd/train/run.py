@@ -15,6 +15,7 @@ from torch import nn
 from d2sd.drafters.checkpoint import save_network
 from d2sd.drafters.config import DraftConfig
 from d2sd.drafters.network import DraftNetwork
+from d2sd.train.attention import use_fast_attention
 from d2sd.train.batches import BlockRecipe, BlockSampler
 from d2sd.train.evaluate import Evaluator
 from d2sd.train.features import FeatureStore, build_store
@@ -154,4 +155,6 @@ class DrafterTraining:
 
 def _working(network: DraftNetwork) -> DraftNetwork:
     """A bfloat16 copy for inference, as it will be shipped."""
-    return copy.deepcopy(network).bfloat16().eval().requires_grad_(False)
+    working = copy.deepcopy(network).bfloat16().eval().requires_grad_(False)
+    use_fast_attention(working)
+    return working
