@@ -119,3 +119,11 @@ def test_sliding_layers_are_causal_unless_the_config_says_otherwise(changes, cau
     out = run(network, embeds, read(network, features), start=6)
     wanted = reference(network, features, embeds[0], [first, second])
     torch.testing.assert_close(out[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_far_positions_turn_alike_in_bfloat16():
+    network = random_network()
+    positions = torch.tensor([[3, 500, 7000]])
+    exact = network.rotation(positions).cos
+    assert network.bfloat16().rotation(positions).cos.equal(exact)
+    assert network.fc.weight.dtype == torch.bfloat16

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -147,6 +148,16 @@ class DraftNetwork(nn.Module):
         self.norm = Qwen3RMSNorm(net.hidden_size, eps=net.rms_norm_eps)
         self.rotary_emb = Qwen3RotaryEmbedding(net)
         self.register_buffer("draft_ids", None, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to()` and `.bfloat16()` call: the frequencies of the positions stay float32.
+
+        Rounded to bfloat16 they turn position 500 by up to a radian.
+        """
+        frequencies = self.rotary_emb.inv_freq
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.rotary_emb.inv_freq = frequencies.to(self.fc.weight.device)
+        return self
 
     def rotation(self, positions: Int[Tensor, "*batch rows"]) -> Rotation:
         """Computed in float32: bfloat16 cannot tell positions beyond 256 apart."""
