@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -149,7 +148,7 @@ class DraftNetwork(nn.Module):
         self.rotary_emb = Qwen3RotaryEmbedding(net)
         self.register_buffer("draft_ids", None, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DraftNetwork:
         """What `.to()` and `.bfloat16()` call: the frequencies of the positions stay float32.
 
         Rounded to bfloat16 they turn position 500 by up to a radian.
