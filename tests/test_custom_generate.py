@@ -16,7 +16,9 @@ from transformers import (
 from conftest import tiny_model
 from d2sd.drafters.none import NoDrafter
 from d2sd.hf import custom_generate
+from d2sd.session import load_drafter
 from fakes import ScriptedDrafter
+from folders import VOCAB, save_drafter, tiny_llama
 
 PROMPTS = ([5], [7, 7, 7], [3, 14, 15, 9, 2, 6])
 
@@ -194,3 +196,32 @@ def test_a_filled_cache_is_refused(model) -> None:
     cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
     with pytest.raises(ValueError, match="filled already"):
         ours(model, [1, 2, 3], None, past_key_values=cache, max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """Two drafters on disk and the float32 and bfloat16 models they are made for."""
+    home = tmp_path_factory.mktemp("home")
+    return str(save_drafter(home / "first", seed=1)), str(save_drafter(home / "second", seed=2))
+
+
+@pytest.mark.parametrize("policy", ["block", "best-first:budget=9", "dual:branches=2", "merged"])
+def test_loaded_drafters_give_the_tokens_of_generate(shipped, policy) -> None:
+    model = tiny_llama(eos_token_id=None)
+    expected = plain(model, [70, 71], max_new_tokens=20, do_sample=False)
+    drafter = load_drafter(policy, *shipped)
+    got = ours(model, [70, 71], drafter, max_new_tokens=20, do_sample=False)
+    assert got.tolist() == expected.tolist()
+
+
+def test_a_loaded_drafter_takes_the_dtype_of_the_model(shipped) -> None:
+    model = tiny_llama(eos_token_id=None).bfloat16()
+    got = ours(model, [70, 71], load_drafter("dual", *shipped), max_new_tokens=8, do_sample=False)
+    assert got.shape == (1, 10)
+
+
+def test_a_drafter_for_another_model_is_refused(shipped) -> None:
+    model = tiny_model("Llama", num_hidden_layers=4)
+    words = rf"the first drafter '.*first' knows {VOCAB} tokens, the target \w+ knows 97"
+    with pytest.raises(ValueError, match=words):
+        ours(model, [5], load_drafter("dual", *shipped), max_new_tokens=8)

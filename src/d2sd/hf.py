@@ -34,8 +34,9 @@ def custom_generate(
 ) -> Int[Tensor, "1 length"] | GenerateDecoderOnlyOutput:
     """The tokens that `model.generate` gives without it, in fewer passes of the model.
 
-    `drafter` is a Drafter, or what builds one for a target, such as
-    `d2sd.load_drafter("dual", first=…, second=…)`; without one, n-grams are copied from the text.
+    `drafter` is what builds a Drafter for a target, such as
+    `d2sd.load_drafter("dual", first=…, second=…)`, or a Drafter that reads no features; without
+    one, n-grams are copied from the text.
     Sampling uses the caller's processors and torch's own generator. transformers hands no
     streamer to a callable; bind it: `functools.partial(d2sd.custom_generate, streamer=…)`.
     Raises ValueError for what it cannot do: batches, padding, a filled cache, score outputs.

@@ -69,6 +69,8 @@ class Networks:
 
     first: DraftNetwork | None = None
     second: DraftNetwork | None = None
+    first_name: str = "the first drafter"
+    second_name: str = "the second drafter"
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -96,21 +98,19 @@ class UnboundDrafter:
         return self.networks.taps
 
     def __call__(self, target: HFTarget) -> Drafter:
+        """Raises ValueError when a network was made for another target."""
+        check_fit(self.networks, target)
         return self.networks.drafter(self.policy, target)
 
 
 def load_drafter(
-    policy: str = "dual",
-    first: str | Path | None = None,
-    second: str | Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    policy: str = "dual", first: str | Path | None = None, second: str | Path | None = None
 ) -> UnboundDrafter:
     """A drafting policy with the networks in folders or under hub ids, for `custom_generate`.
 
     Without `second`, the first network serves both passes.
     """
-    return UnboundDrafter(parse_policy(policy), _load_networks(first, second, dtype, device))
+    return UnboundDrafter(parse_policy(policy), _load_networks(first, second))
 
 
 @dataclass(frozen=True)
@@ -172,13 +172,13 @@ def open_session(choice: ModelChoice, policies: Sequence[Policy], tell: Tell) ->
     networks = Networks()
     if needed := max((policy.proposers for policy in policies), default=0):
         first, second = _drafter_paths(choice, needed, tell)
-        networks = _load_networks(first, second, dtype, device)
+        networks = _load_networks(first, second)
         if networks.first is None:
             for policy in policies:
                 build_drafter(policy, None, None)  # says what is missing before the model loads
     folder = resolve(choice.model, tell)
     model = load_model(folder, dtype).to(device)
-    check_fit(networks, HFTarget(model), choice)
+    check_fit(networks, HFTarget(model))
     target = HFTarget(model, networks.taps)
     session = Session(choice.model, model, target, load_tokenizer(folder), networks)
     for policy in policies:
@@ -195,14 +195,12 @@ def load_tokenizer(folder: str) -> Any:
         raise ValueError(f"the tokenizer of {folder!r} cannot be loaded: {reason}") from error
 
 
-def check_fit(networks: Networks, target: HFTarget, choice: ModelChoice) -> None:
-    """Raises ValueError when a drafter was made for another target than this one."""
-    names = {"first": choice.drafter, "second": choice.second_drafter or choice.drafter}
-    for which in ("first", "second"):
-        network = getattr(networks, which)
-        if network is not None:
-            name = f"the {which} drafter" + (f" {names[which]!r}" if names[which] else "")
-            _check_network(network, name, target)
+def check_fit(networks: Networks, target: HFTarget) -> None:
+    """Raises ValueError when a network was made for another target than this one."""
+    if networks.first is not None:
+        _check_network(networks.first, networks.first_name, target)
+    if networks.second is not None:
+        _check_network(networks.second, networks.second_name, target)
 
 
 def _check_network(network: DraftNetwork, name: str, target: HFTarget) -> None:
@@ -246,21 +244,18 @@ def _drafter_paths(
     return choice.drafter, choice.second_drafter
 
 
-def _load_networks(
-    first: str | Path | None,
-    second: str | Path | None,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> Networks:
+def _load_networks(first: str | Path | None, second: str | Path | None) -> Networks:
     if first is None:
         return Networks()
-    network = load_network(first, dtype).to(device)
+    network = load_network(first)
+    names = f"the first drafter {str(first)!r}", f"the second drafter {str(second or first)!r}"
     if second is None or Path(second) == Path(first):
-        return Networks(network, network)
-    return Networks(network, load_network(second, dtype).to(device))
+        return Networks(network, network, *names)
+    return Networks(network, load_network(second), *names)
 
 
 def _proposer(network: DraftNetwork | None, target: HFTarget) -> NetworkProposer | None:
     if network is None:
         return None
+    network.to(device=target.device, dtype=target.dtype)
     return NetworkProposer(network, target.embed, target.head, target.taps)
