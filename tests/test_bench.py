@@ -31,7 +31,7 @@ PROMPTS = (
 def session(tmp_path_factory) -> Session:
     folder = save_target(tmp_path_factory.mktemp("target"))
     choice = ModelChoice(model=str(folder), device="cpu")
-    return open_session(choice, parse_policies("none,ngram"), tell=lambda words: None)
+    return open_session(choice, ["none", "ngram:length=3"])
 
 
 def test_prompts_are_read_in_order_up_to_the_limit(tmp_path: Path) -> None:

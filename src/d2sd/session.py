@@ -162,26 +162,29 @@ class Session:
         return ids
 
 
-def open_session(choice: ModelChoice, policies: Sequence[Policy], tell: Tell) -> Session:
+def open_session(
+    choice: ModelChoice, policies: Sequence[Policy | str], tell: Tell = lambda words: None
+) -> Session:
     """Load what `policies` need: drafters first, because they name the layers to tap.
 
     Raises ValueError, one sentence that names the value and the fix, for whatever does not exist,
     is damaged or does not fit.
     """
+    wanted = [parse_policy(policy) if isinstance(policy, str) else policy for policy in policies]
     device, dtype = choice.torch_device(), choice.torch_dtype()
     networks = Networks()
-    if needed := max((policy.proposers for policy in policies), default=0):
+    if needed := max((policy.proposers for policy in wanted), default=0):
         first, second = _drafter_paths(choice, needed, tell)
         networks = _load_networks(first, second)
         if networks.first is None:
-            for policy in policies:
+            for policy in wanted:
                 build_drafter(policy, None, None)  # says what is missing before the model loads
     folder = resolve(choice.model, tell)
     model = load_model(folder, dtype).to(device)
     check_fit(networks, HFTarget(model))
     target = HFTarget(model, networks.taps)
     session = Session(choice.model, model, target, load_tokenizer(folder), networks)
-    for policy in policies:
+    for policy in wanted:
         session.drafter(policy)  # what cannot be built is said before anything is generated
     return session
 
