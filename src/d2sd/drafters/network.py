@@ -136,6 +136,7 @@ class DraftNetwork(nn.Module):
     """
 
     draft_ids: Tensor | None
+    layers: Sequence[BlockLayer]
 
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()
@@ -143,7 +144,9 @@ class DraftNetwork(nn.Module):
         self.config = config
         self.fc = nn.Linear(len(config.taps) * net.hidden_size, net.hidden_size, bias=False)
         self.hidden_norm = Qwen3RMSNorm(net.hidden_size, eps=net.rms_norm_eps)
-        self.layers = nn.ModuleList(BlockLayer(config) for _ in range(net.num_hidden_layers))
+        self.layers = nn.ModuleList(  # type: ignore[assignment]  # holds any Module, says torch
+            BlockLayer(config) for _ in range(net.num_hidden_layers)
+        )
         self.norm = Qwen3RMSNorm(net.hidden_size, eps=net.rms_norm_eps)
         self.rotary_emb = Qwen3RotaryEmbedding(net)
         self.register_buffer("draft_ids", None, persistent=False)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,12 +47,10 @@ class FeatureStore:
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         try:
-            values = json.loads((folder / "store.json").read_text())
+            values: dict[str, Any] = json.loads((folder / "store.json").read_text())
         except FileNotFoundError:
             raise ValueError(f"{folder} holds no finished feature store") from None
-        self.index = StoreIndex(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        )
+        self.index = StoreIndex(**{k: tuple(v) if k != "hidden" else v for k, v in values.items()})
         self._map(folder, writable=False)
 
     @classmethod
@@ -76,7 +75,7 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype, writable: bo
 
 
 def build_store(
-    model: nn.Module,
+    model: Any,
     responses: Sequence[Response],
     folder: str | Path,
     taps: Sequence[int],
@@ -115,7 +114,7 @@ def build_store(
 
 @torch.inference_mode()
 def _hidden_states(
-    model: nn.Module, responses: Sequence[Response], batch: Sequence[int], taps: Sequence[int]
+    model: Any, responses: Sequence[Response], batch: Sequence[int], taps: Sequence[int]
 ) -> tuple[Float[Tensor, "batch rows taps hidden"], Float[Tensor, "batch rows hidden"]]:
     """Outputs of the tapped layers, and the final normed hidden states; padded on the right."""
     longest = max(len(responses[i]) for i in batch)
@@ -144,7 +143,7 @@ def _hidden_states(
 
 
 def _root_mean_square(
-    model: nn.Module, responses: Sequence[Response], batch: Sequence[int], taps: Sequence[int]
+    model: Any, responses: Sequence[Response], batch: Sequence[int], taps: Sequence[int]
 ) -> Float[Tensor, "taps hidden"]:
     """Size of each feature, without the first token: its states are outliers by a factor of 100."""
     features, _ = _hidden_states(model, responses, batch, taps)
@@ -154,7 +153,7 @@ def _root_mean_square(
 @torch.inference_mode()
 def _fill(
     store: FeatureStore,
-    model: nn.Module,
+    model: Any,
     head: Float[Tensor, "draft_vocab hidden"],
     responses: Sequence[Response],
     batch: Sequence[int],

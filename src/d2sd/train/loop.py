@@ -100,7 +100,7 @@ class Trainer:
             for working, master in zip(*self._parameters(), strict=True):
                 working.copy_(master)
         loss = self._loss(batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for working, master in zip(*self._parameters(), strict=True):
             assert working.grad is not None
             master.grad, working.grad = working.grad.float(), None

@@ -29,7 +29,7 @@ def soft_cross_entropy(
     is frozen, so the gradient goes to `hidden` alone and is computed with the forward pass.
     `partition` may be a compiled `log_partition`.
     """
-    return _ChunkedCrossEntropy.apply(
+    return _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         partition or log_partition, hidden, head, label_ids, label_probs, weights
     )
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from d2sd.drafters.checkpoint import save_network
 from d2sd.drafters.config import DraftConfig
@@ -44,7 +43,7 @@ class DrafterTraining:
     def __init__(
         self,
         recipe: Recipe,
-        target: nn.Module,
+        target: Any,
         responses: Path,
         folder: Path,
         compiler: Compiler = torch.compile,
@@ -135,8 +134,11 @@ class DrafterTraining:
         while trainer.step < schedule.steps:
             trainer.run(lambda p: hear(stage, p), until=trainer.step + recipe.evaluate_every)
             trainer.save(self.folder / stage)
-            pair = (network,) if first is None else (first, network)
-            acceptance = evaluator.acceptance(*map(_working, pair))
+            acceptance = (
+                evaluator.acceptance(_working(network))
+                if first is None
+                else evaluator.acceptance(_working(first), _working(network))
+            )
             self._log(
                 {
                     "stage": stage,

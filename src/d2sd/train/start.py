@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2sd.drafters.network import DraftNetwork
 
 
 @torch.no_grad()
 def start_from_target(
-    network: DraftNetwork, target: nn.Module, scale: Float[Tensor, "taps hidden"]
+    network: DraftNetwork, target: Any, scale: Float[Tensor, "taps hidden"]
 ) -> None:
     """Copy the target's last layers and final norm into `network`.
 
@@ -36,12 +38,12 @@ def start_from_target(
     network.fc.weight.copy_(fc.flatten(1))
 
 
-def _copy(ours: nn.Module, theirs: nn.Module) -> None:
+def _copy(ours: Any, theirs: Any) -> None:
     if ours.weight.shape == theirs.weight.shape:
         ours.weight.copy_(theirs.weight)
 
 
-def _copy_feed_forward(ours: nn.Module, theirs: nn.Module) -> None:
+def _copy_feed_forward(ours: Any, theirs: Any) -> None:
     size = [
         theirs.gate_proj.weight.norm(dim=1),
         theirs.up_proj.weight.norm(dim=1),
