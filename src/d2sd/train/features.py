@@ -50,7 +50,10 @@ class FeatureStore:
             values: dict[str, Any] = json.loads((folder / "store.json").read_text())
         except FileNotFoundError:
             raise ValueError(f"{folder} holds no finished feature store") from None
-        self.index = StoreIndex(**{k: tuple(v) if k != "hidden" else v for k, v in values.items()})
+        lists: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        self.index = StoreIndex(**lists)
         self._map(folder, writable=False)
 
     @classmethod
