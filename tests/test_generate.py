@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d2sd.drafters.none import NoDrafter
-from d2sd.generate import Request, generate, shallow, stream
+from d2sd.generate import Request, generate, stream
 from d2sd.interfaces import Context
 from d2sd.sampling import Sampling
 from d2sd.stages import Stages
 from d2sd.text import TextStream, may_begin, plain_text
-from d2sd.tree import Branch, TokenTree
 from fakes import MarkovTarget, ScriptedDrafter, random_table
 from folders import byte_tokenizer, word_tokenizer
 
@@ -238,16 +237,6 @@ def test_an_answer_can_be_cancelled() -> None:
     answer = generate(target, NoDrafter(), request, Letters(), on_piece=lambda p: p.tokens == (3,))
     assert answer.finish_reason == "cancelled"
     assert answer.token_ids == (1, 2, 3)
-
-
-def test_shallow_keeps_a_tree() -> None:
-    tree = TokenTree.from_branches(9, [Branch((1, 2, 3)), Branch((1, 4)), Branch((5, 6, 7))])
-    cut = shallow(tree, 2)
-    assert max(cut.depths) == 2
-    kept = {cut.tokens_on(cut.path_to(node)) for node in range(len(cut))}
-    assert kept == {(), (1,), (1, 2), (1, 4), (5,), (5, 6)}
-    assert all(parent < node for node, parent in enumerate(cut.parents))
-    assert shallow(tree, 3) is tree
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,13 @@ def test_a_tree_is_frozen():
     tree = TokenTree.from_branches(ANCHOR, [Branch((1,))])
     with pytest.raises(AttributeError):
         tree.tokens = (1,)
+
+
+def test_shallow_keeps_a_tree() -> None:
+    tree = TokenTree.from_branches(9, [Branch((1, 2, 3)), Branch((1, 4)), Branch((5, 6, 7))])
+    cut = tree.shallow(2)
+    assert max(cut.depths) == 2
+    kept = {cut.tokens_on(cut.path_to(node)) for node in range(len(cut))}
+    assert kept == {(), (1,), (1, 2), (1, 4), (5,), (5, 6)}
+    assert all(parent < node for node, parent in enumerate(cut.parents))
+    assert tree.shallow(3) is tree

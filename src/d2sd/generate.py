@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -153,25 +152,12 @@ class WithinRoom(Drafter):
         deepest = self.end - len(context.tokens) - 1  # the bonus needs a place too
         if deepest < 1:
             return TokenTree.from_branches(context.anchor, [])
-        return shallow(self.inner.draft(context), deepest)
-
-
-def shallow(tree: TokenTree, deepest: int) -> TokenTree:
-    """The nodes of `tree` that are at most `deepest` away from the anchor, in their order."""
-    kept = [node for node in range(len(tree)) if tree.depths[node] <= deepest]
-    if len(kept) == len(tree):
-        return tree
-    place = {node: number for number, node in enumerate(kept)}
-    return TokenTree(
-        tuple(tree.tokens[node] for node in kept),
-        tuple(place[tree.parents[node]] if node else -1 for node in kept),
-        tuple(tree.sources[node] for node in kept),
-    )
+        return self.inner.draft(context).shallow(deepest)
 
 
 def _room_after(prompt: tuple[int, ...], target: Target) -> int:
     """How many tokens the target's context has room for behind the prompt."""
-    limit = getattr(target, "context_limit", sys.maxsize)  # a target may have no limit
+    limit = target.context_limit
     if len(prompt) >= limit:
         raise ValueError(
             f"the prompt has {len(prompt)} tokens and the target's context holds {limit}, "

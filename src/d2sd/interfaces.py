@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ class Scores:
 
 class Target(ABC):
     """The model whose output distribution must come out unchanged. Serves one sequence."""
+
+    context_limit: int = sys.maxsize
+    """Most tokens a sequence may have."""
 
     @abstractmethod
     def prefill(self, prompt: Sequence[int]) -> Context:

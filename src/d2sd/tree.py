@@ -76,6 +76,18 @@ class TokenTree:
             node = self.parents[node]
         return tuple(reversed(path))
 
+    def shallow(self, deepest: int) -> TokenTree:
+        """The tree of the nodes at most `deepest` away from the anchor, in their order."""
+        kept = [node for node, depth in enumerate(self.depths) if depth <= deepest]
+        if len(kept) == len(self):
+            return self
+        place = {node: number for number, node in enumerate(kept)} | {-1: -1}
+        return TokenTree(
+            tuple(self.tokens[node] for node in kept),
+            tuple(place[self.parents[node]] for node in kept),
+            tuple(self.sources[node] for node in kept),
+        )
+
     def first(self, nodes: int) -> TokenTree:
         """The tree of the first `nodes` nodes, anchor included."""
         return TokenTree(self.tokens[:nodes], self.parents[:nodes], self.sources[:nodes])

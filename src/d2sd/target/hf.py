@@ -95,7 +95,7 @@ class HFTarget(Target):
                 f"the context of {self.name} is full: it holds {self.context_limit} tokens; "
                 "stop there or start from a shorter prompt"
             )
-        tree = _shallow(tree, room)
+        tree = tree.shallow(room - 1)
         output, features = self._read(self._model, tree)
         return Scores(tree, output.logits[0], features)
 
@@ -169,16 +169,3 @@ def _tapped(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _shallow(tree: TokenTree, levels: int) -> TokenTree:
-    """The tree without the nodes at depth `levels` and below it."""
-    if max(tree.depths) < levels:
-        return tree
-    kept = [node for node, depth in enumerate(tree.depths) if depth < levels]
-    number = {node: new for new, node in enumerate(kept)} | {-1: -1}
-    return TokenTree(
-        tuple(tree.tokens[node] for node in kept),
-        tuple(number[tree.parents[node]] for node in kept),
-        tuple(tree.sources[node] for node in kept),
-    )
