@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 
 import pytest
@@ -10,6 +11,9 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from d2sd.models.resolve import ModelUnavailableError, resolve
+
+# a shell that runs us in the background has switched Ctrl-C off; the tests of it need it on
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {
     "vocab_size": 97,

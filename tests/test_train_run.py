@@ -130,11 +130,11 @@ def test_export_folds_the_feature_scale_into_the_weights(tiny_llama, responses, 
 
 
 def test_learning_lowers_the_loss(tiny_llama, responses, tmp_path):
-    recipe = RECIPE.with_steps(150, None)
+    recipe = RECIPE.with_steps(90, None)
     losses = []
     run = training(tiny_llama, responses, tmp_path / "run", recipe)
     run.train_first(run.store(quiet), lambda stage, report: losses.append(report.loss))
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,10 @@ class Trainer:
         self._forward = compiler(self._hidden)
         self._partition = compiler(log_partition)
 
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.schedule.steps
+
     def run(self, report: Callable[[StepReport], None], until: int | None = None) -> None:
         """Train to the end of the schedule, or to step `until`."""
         until = min(until or self.schedule.steps, self.schedule.steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from d2sd.drafters.config import DraftConfig
 from d2sd.drafters.network import DraftNetwork
 from d2sd.train.attention import use_fast_attention
 from d2sd.train.batches import BlockRecipe, BlockSampler
-from d2sd.train.evaluate import Evaluator
+from d2sd.train.evaluate import Acceptance, Evaluator
 from d2sd.train.features import FeatureStore, build_store
 from d2sd.train.loop import Compiler, StepReport, Trainer
 from d2sd.train.masking import AnchorOnly, TruncatedGeometric, VisiblePrefix
@@ -113,6 +114,20 @@ class DrafterTraining:
         hear: Listener,
         first: DraftNetwork | None = None,
     ) -> DraftNetwork:
+        """Train `network` to the end of its schedule; `first` is what a second one works with."""
+        trainer = self._trainer(stage, network, store)
+        trainer.resume(self.folder / stage)
+        evaluator = self._evaluator(store)
+        while not trainer.finished:
+            start = time.perf_counter()
+            trainer.run(lambda p: hear(stage, p), trainer.step + self.recipe.evaluate_every)
+            seconds = time.perf_counter() - start
+            trainer.save(self.folder / stage)
+            pair = [_working(each) for each in (first, network) if each is not None]
+            self._log(stage, trainer, evaluator.acceptance(*pair), seconds)
+        return network
+
+    def _trainer(self, stage: str, network: DraftNetwork, store: FeatureStore) -> Trainer:
         recipe = self.recipe
         blocks = BlockRecipe(
             recipe.block_size, recipe.mask_token_id, VISIBLE[stage](recipe), recipe.weight_decay
@@ -125,32 +140,20 @@ class DrafterTraining:
             recipe.anchors_per_sequence,
             seed=recipe.seed + (stage == "second"),
         )
-        schedule = recipe.first if stage == "first" else recipe.second
-        trainer = Trainer(
+        schedule = {"first": recipe.first, "second": recipe.second}[stage]
+        return Trainer(
             network, self._embedding, self._head(store), sampler, schedule, self._compiler
         )
-        trainer.resume(self.folder / stage)
-        evaluator = self._evaluator(store)
-        while trainer.step < schedule.steps:
-            trainer.run(lambda p: hear(stage, p), until=trainer.step + recipe.evaluate_every)
-            trainer.save(self.folder / stage)
-            acceptance = (
-                evaluator.acceptance(_working(network))
-                if first is None
-                else evaluator.acceptance(_working(first), _working(network))
-            )
-            self._log(
-                {
-                    "stage": stage,
-                    "step": trainer.step,
-                    "positions": trainer.positions,
-                    **asdict(acceptance),
-                }
-            )
-        return network
 
-    def _log(self, line: dict[str, Any]) -> None:
-        """One line of the learning curve: what has been seen, and the acceptance it gives."""
+    def _log(self, stage: str, trainer: Trainer, found: Acceptance, seconds: float) -> None:
+        """One line of the learning curve; `seconds` since the last one, evaluation left out."""
+        line = {
+            "stage": stage,
+            "step": trainer.step,
+            "positions": trainer.positions,
+            "seconds": round(seconds, 1),
+            **asdict(found),
+        }
         with (self.folder / "curve.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
