@@ -45,6 +45,7 @@ def save_network(network: DraftNetwork, folder: str | Path, config: dict[str, An
         state["d2t"] = (ids - torch.arange(len(ids))).to(torch.int64)  # speculators' offsets
     unfinished = folder / (WEIGHTS + ".part")
     save_file(state, unfinished, metadata={"format": "pt"})
+    unfinished.chmod(0o644)  # safetensors makes files that only their owner can read
     unfinished.replace(folder / WEIGHTS)  # a full disk or a kill leaves the old weights whole
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
