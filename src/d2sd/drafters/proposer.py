@@ -108,7 +108,9 @@ class NetworkProposer(Proposer):
 
     def _logits(self, hidden: Float[Tensor, "rows slots hidden"]) -> Tensor:
         config = self.network.config
-        logits = self._head(hidden).float() * config.output_multiplier
+        # as a matrix: else torch makes one product per row, each with its own copy of the head
+        flat = self._head(hidden.flatten(0, 1)).float() * config.output_multiplier
+        logits = flat.unflatten(0, hidden.shape[:2])
         if config.logit_softcap:
             logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
         return logits

@@ -123,9 +123,15 @@ class DrafterTraining:
             trainer.run(lambda p: hear(stage, p), trainer.step + self.recipe.evaluate_every)
             seconds = time.perf_counter() - start
             trainer.save(self.folder / stage)
-            pair = [_working(each) for each in (first, network) if each is not None]
-            self._log(stage, trainer, evaluator.acceptance(*pair), seconds)
+            self._log(stage, trainer, self._measured(evaluator, network, first), seconds)
         return network
+
+    def _measured(
+        self, evaluator: Evaluator, network: DraftNetwork, first: DraftNetwork | None
+    ) -> Acceptance:
+        if first is None:
+            return evaluator.acceptance(_working(network))
+        return evaluator.acceptance(_working(first), _working(network))
 
     def _trainer(self, stage: str, network: DraftNetwork, store: FeatureStore) -> Trainer:
         recipe = self.recipe
