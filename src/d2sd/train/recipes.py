@@ -40,12 +40,11 @@ class Recipe:
 
 def smollm2_135m() -> Recipe:
     """The drafters shipped for SmolLM2-135M-Instruct: 7.3 M parameters each, 30 MB together."""
-    rates = {"matrix_rate": 3e-3, "vector_rate": 2e-3, "cooldown": 0.33}
     return Recipe(
         taps=(10, 20, 28),
         mask_token_id=4,
-        first=Schedule(steps=6000, **rates),
-        second=Schedule(steps=2000, **rates),
+        first=Schedule(6000, matrix_rate=3e-3, vector_rate=2e-3, cooldown=0.33),
+        second=Schedule(2000, matrix_rate=3e-3, vector_rate=2e-3, cooldown=0.33),
         sequences_per_batch=6,
         anchors_per_sequence=48,
         validation=48,
