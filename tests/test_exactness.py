@@ -1,16 +1,16 @@
-"""Every policy with network drafters, on real transformers models in float64: plain greedy tokens."""
+"""Every policy, with network drafters, on transformers models in float64: plain greedy tokens."""
 
 from itertools import islice
 
 import pytest
 import torch
-from drafters import random_network
 
 from d2sd.decode import decode
 from d2sd.drafters.policies import POLICIES, build_drafter, parse_policy
 from d2sd.drafters.proposer import NetworkProposer
 from d2sd.sampling import Sampling
 from d2sd.target.hf import HFTarget
+from drafters import random_network
 
 NEW = 24
 
