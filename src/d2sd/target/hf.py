@@ -43,7 +43,7 @@ class HFTarget(Target):
         self.dtype: torch.dtype = self.embed.dtype
         self.taps = self._checked(taps)
         self._model = model.eval()
-        self._layers = _decoder_layers(model.base_model, self.num_layers)
+        self._layers = decoder_layers(model.base_model, self.num_layers)
         self._cache = TreeCache(self.num_layers)
         self._tokens: tuple[int, ...] = ()  # the cache's first rows are theirs
         self._features = torch.empty(
@@ -112,7 +112,7 @@ class HFTarget(Target):
     ) -> tuple[Any, Float[Tensor, "nodes taps hidden"]]:
         """One forward pass of the whole model, or of its body without the head, over a tree."""
         committed = self._cache.length
-        with _tapped([self._layers[tap] for tap in self.taps]) as outputs:
+        with tapped([self._layers[tap] for tap in self.taps]) as outputs:
             output = module(
                 input_ids=torch.tensor([tree.tokens], device=self.device),
                 attention_mask=tree_mask(tree, committed, self.dtype, self.device),
@@ -143,7 +143,7 @@ class HFTarget(Target):
         return tuple(taps)
 
 
-def _decoder_layers(body: nn.Module, count: int) -> nn.ModuleList:
+def decoder_layers(body: nn.Module, count: int) -> nn.ModuleList:
     """The list of decoder layers, whatever the architecture calls it."""
     return next(
         module
@@ -153,7 +153,7 @@ def _decoder_layers(body: nn.Module, count: int) -> nn.ModuleList:
 
 
 @contextmanager
-def _tapped(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+def tapped(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
     """Collects the output of each layer in the passes made inside the `with` block.
 
     Hooks, because transformers' `output_hidden_states` gives the last layer after the final norm.

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from d2sd.target.hf import decoder_layers, tapped
 from d2sd.train.responses import Response, batches_by_length
 
 SOFT = 32
@@ -126,23 +127,10 @@ def _hidden_states(
         tokens = (*responses[index].prompt_ids, *responses[index].response_ids)
         ids[row, : len(tokens)] = torch.tensor(tokens)
     # causal attention never looks right, so the padding needs no mask
-    kept: dict[int, Tensor] = {}
-    layers = model.base_model.layers
-
-    def keep(tap: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            kept[tap] = output if isinstance(output, Tensor) else output[0]
-
-        return hook
-
-    hooks = [layers[tap].register_forward_hook(keep(tap)) for tap in taps]
-    try:
-        device = next(model.parameters()).device
-        last = model.base_model(ids.to(device), use_cache=False).last_hidden_state
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack([kept[tap] for tap in taps], dim=2), last
+    layers = decoder_layers(model.base_model, model.config.num_hidden_layers)
+    with tapped([layers[tap] for tap in taps]) as outputs:
+        last = model.base_model(ids.to(model.device), use_cache=False).last_hidden_state
+    return torch.stack([outputs[layers[tap]] for tap in taps], dim=2), last
 
 
 def _root_mean_square(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from d2sd.drafters.network import DraftNetwork
+from d2sd.target.hf import decoder_layers
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def start_from_target(
     keys and values start near the ones the target itself would compute there. Leaves alone what
     doesn't fit (another number of heads, no such module).
     """
-    layers = target.base_model.layers
+    layers = decoder_layers(target.base_model, target.config.num_hidden_layers)
     count = len(network.layers)
     for draft_layer, layer in zip(network.layers, layers[len(layers) - count :], strict=True):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
