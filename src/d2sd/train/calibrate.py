@@ -13,7 +13,7 @@ TEMPERATURES = torch.logspace(-1, 1, 81, base=3)
 """Tried values, 1/3 to 3 in steps of 3 %."""
 
 MOST_SLOTS = 2000
-"""More slots than this move a fitted temperature by less than the 3 % between two values."""
+"""Slots a temperature is fitted on at most: the fit costs a softmax per slot and tried value."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from d2sd.target.hf import decoder_layers, tapped
 from d2sd.train.responses import Response, batches_by_length
 
 SOFT = 32
-"""Kept next-token candidates: they hold over 99 % of the target's probability on answers."""
+"""Kept next-token candidates: they hold 96 % of the target's probability on the responses."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _hidden_states(
 def _root_mean_square(
     model: Any, responses: Sequence[Response], batch: Sequence[int], taps: Sequence[int]
 ) -> Float[Tensor, "taps hidden"]:
-    """Size of each feature, without the first token: its states are outliers by a factor of 100."""
+    """Size of each feature, without the first token: its states are outliers."""
     features, _ = _hidden_states(model, responses, batch, taps)
     return features[:, 1:].float().square().mean((0, 1)).sqrt().clamp_min(1e-3)
 

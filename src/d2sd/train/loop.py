@@ -201,7 +201,7 @@ def _nested(state: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor
 
 
 def _optimizers(network: DraftNetwork) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for matrices, AdamW for vectors: about half the steps of AdamW alone."""
+    """Muon for matrices, AdamW for vectors."""
     matrices = [p for p in network.parameters() if p.ndim == 2]
     vectors = [p for p in network.parameters() if p.ndim < 2]
     return (
