@@ -11,10 +11,10 @@ import torch
 
 from d2sd.bench.measure import Workload, conversation, figures, measure
 from d2sd.bench.prompts import Prompt, read_prompts
-from d2sd.bench.provenance import commit, provenance
 from d2sd.drafters.policies import parse_policies, parse_policy
 from d2sd.generate import Generation
 from d2sd.interfaces import Context, Drafter
+from d2sd.provenance import commit
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, Session, open_session
 from d2sd.tree import Branch, TokenTree
@@ -170,7 +170,7 @@ def test_a_prompt_that_is_too_long_is_named(session: Session) -> None:
 
 
 def test_a_run_says_where_it_comes_from(session: Session) -> None:
-    facts = json.loads(json.dumps(provenance(session, seed=3)))
+    facts = json.loads(json.dumps(session.provenance(seed=3)))
     assert facts["seed"] == 3
     assert facts["dtype"] == "float32"
     assert facts["device"].startswith("cpu")

@@ -10,7 +10,6 @@ import torch
 
 from d2sd import ModelChoice, Request, open_session
 from d2sd.bench.prompts import read_prompts
-from d2sd.bench.provenance import provenance
 from d2sd.generate import generate
 
 session = open_session(ModelChoice("smollm2-135m", dtype="float32"), ["none"])
@@ -30,4 +29,4 @@ for prompt in prompts:
     if list(ours) != theirs.tolist():
         differing.append(prompt.id)
 result = {"prompts": len(prompts), "tokens": tokens, "differing": differing}
-sys.stdout.write(json.dumps({**result, "run": provenance(session, 0)}) + "\n")
+sys.stdout.write(json.dumps({**result, "run": session.provenance(0)}) + "\n")

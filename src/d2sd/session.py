@@ -17,6 +17,7 @@ from d2sd.drafters.policies import Policy, build_drafter, parse_policy
 from d2sd.drafters.proposer import NetworkProposer
 from d2sd.interfaces import Drafter
 from d2sd.models.resolve import resolve, shipped_drafters
+from d2sd.provenance import provenance
 from d2sd.target.hf import HFTarget
 from d2sd.target.load import load_model
 
@@ -135,6 +136,11 @@ class Session:
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self.tokenizer.eos_token_id) if end is not None)
+
+    def provenance(self, seed: int) -> dict[str, object]:
+        """Where a figure of this session comes from, ready for JSON."""
+        dtype = str(self.target.dtype).removeprefix("torch.")
+        return {**provenance(self.target.device, seed), "model": self.name, "dtype": dtype}
 
     def chat_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """A conversation in the model's chat template, ready for the next answer."""

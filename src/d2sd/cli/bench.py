@@ -38,7 +38,6 @@ def bench(
     Every prompt is answered with every policy in turn, in one process, through the same target.
     """
     from d2sd.bench.measure import measure
-    from d2sd.bench.provenance import provenance
     from d2sd.cli.opening import opened, workload_of
     from d2sd.cli.tables import comparison_json, print_comparison
     from d2sd.cli.terminal import print_json, progress
@@ -48,7 +47,7 @@ def bench(
     session = opened(model, chosen)
     with progress("measuring", len(workload.prompts)) as on_prompt:
         comparison = measure(session, chosen, workload, on_prompt)
-    run = provenance(session, workload.seed)
+    run = session.provenance(workload.seed)
     if as_json:
         print_json(comparison_json(comparison, run))
     else:

@@ -12,7 +12,7 @@ from d2sd.bench.measure import Comparison, Figures
 from d2sd.cli.terminal import notes, pages
 
 Facts = Mapping[str, object]
-"""Where a run comes from: see `d2sd.bench.provenance`."""
+"""Where a run comes from: see `d2sd.provenance`."""
 
 
 def comparison_json(comparison: Comparison, run: Facts) -> dict[str, object]:

@@ -27,7 +27,6 @@ def verify(
     Prints the verdict as JSON. The exit code is 1 when a token is wrong.
     """
     from d2sd.bench.audit import audit
-    from d2sd.bench.provenance import provenance
     from d2sd.cli.opening import chosen_policy, opened, workload_of
     from d2sd.cli.tables import audit_json, print_verdict
     from d2sd.cli.terminal import print_json, progress
@@ -36,7 +35,7 @@ def verify(
     session = opened(model, [policy])
     with progress(f"verifying {policy.text}", len(workload.prompts)) as on_prompt:
         verdict = audit(session, policy, workload, on_prompt)
-    print_json(audit_json(verdict, provenance(session, workload.seed)))
+    print_json(audit_json(verdict, session.provenance(workload.seed)))
     if not as_json:
         print_verdict(verdict)
     if not verdict.lossless:

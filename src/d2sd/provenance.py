@@ -11,20 +11,16 @@ from pathlib import Path
 
 import torch
 
-from d2sd.session import Session
 
-
-def provenance(session: Session, seed: int) -> dict[str, object]:
-    """The command, versions, machine and settings of this run, ready for JSON."""
+def provenance(device: torch.device, seed: int) -> dict[str, object]:
+    """The command, versions, machine and seed of this run, ready for JSON."""
     packages = ("d2sd", "torch", "transformers")
     return {
         "command": ["d2sd", *sys.argv[1:]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(Path(__file__)),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "model": session.name,
-        "dtype": str(session.target.dtype).removeprefix("torch."),
-        "device": device_name(session.target.device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
