@@ -124,8 +124,9 @@ def test_export_folds_the_feature_scale_into_the_weights(tiny_llama, responses, 
     store = run.store(quiet)
     network = run.train_first(store, quiet)  # finished already: loads the last checkpoint
     shipped = load_network(trained / "out" / "first")
-    raw = store.features[:7].float() * store.scale
-    ours = network.fc(store.features[:7].float().flatten(1))
+    features = store.read([0])[0].features.float()
+    raw = features * store.scale
+    ours = network.fc(features.flatten(1))
     torch.testing.assert_close(shipped.fc(raw.flatten(1)), ours, rtol=0.05, atol=0.05)
 
 

@@ -17,10 +17,10 @@ from d2sd.target.load import load_model
 from d2sd.train.attention import use_fast_attention
 from d2sd.train.calibrate import calibration_error
 from d2sd.train.evaluate import Evaluator, leading_matches
-from d2sd.train.features import FeatureStore
 from d2sd.train.responses import read_responses, split
+from d2sd.train.store import StoredFeatures
 
-store, responses = FeatureStore(sys.argv[1]), read_responses(sys.argv[2])
+store, responses = StoredFeatures(sys.argv[1]), read_responses(sys.argv[2])
 model = load_model(resolve("smollm2-135m"), torch.bfloat16)
 embedding = model.get_input_embeddings().weight.detach()
 networks = []
@@ -44,6 +44,8 @@ with torch.inference_mode():
             right.append(accepted[reached] > slot)
 counts = Counter(token for response in responses for token in response.response_ids)
 known = sum(counts[token] for token in first.draft_ids.tolist())
+every = range(len(responses))
+mass = sum(float(store.read([i])[0].soft_probs.float().sum()) for i in every)
 result = {
     "answers": len(evaluator.sequences),
     "block": found.block,
@@ -54,6 +56,6 @@ result = {
         torch.cat(confidence), torch.cat(right)
     ),
     "draft_vocabulary_covers": known / counts.total(),
-    "soft_label_mass": float(store.soft_probs[:].float().sum(-1).mean()),
+    "soft_label_mass": mass / store.index.rows,
 }
 sys.stdout.write(json.dumps(result, indent=1) + "\n")

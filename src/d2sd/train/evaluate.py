@@ -17,9 +17,9 @@ from torch.nn.functional import linear
 
 from d2sd.drafters.boundary import likely_boundaries, rejection_posterior
 from d2sd.drafters.network import DraftNetwork
-from d2sd.train.batches import BlockBatch, BlockRecipe, cut_blocks, sequence_length
+from d2sd.train.batches import BlockBatch, BlockRecipe, cut_blocks
 from d2sd.train.calibrate import by_distance, fit_temperatures
-from d2sd.train.features import FeatureStore
+from d2sd.train.features import FeatureSource
 from d2sd.train.masking import AnchorOnly, VisiblePrefix
 
 
@@ -37,13 +37,13 @@ class Evaluator:
 
     def __init__(
         self,
-        store: FeatureStore,
+        source: FeatureSource,
         sequences: Sequence[int],
         embedding: Float[Tensor, "vocab hidden"],
         head: Float[Tensor, "draft_vocab hidden"],
     ) -> None:
-        self.store = store
-        self.sequences = [i for i in sequences if store.index.temperatures[i] == 0]
+        self.source = source
+        self.sequences = [i for i in sequences if source.index.temperatures[i] == 0]
         self._embedding, self._head = embedding, head
 
     @torch.inference_mode()
@@ -72,7 +72,7 @@ class Evaluator:
         draft_id[network.draft_ids] = torch.arange(len(network.draft_ids))
         groups = []
         for sequence in self.sequences:
-            batch = cut_blocks(self.store, [sequence], [self._anchors(sequence)], recipe, rng)
+            batch = cut_blocks(self.source, [sequence], [self._anchors(sequence)], recipe, rng)
             labels = draft_id[batch.labels[0, :, 1:]]
             logits = self._logits(network, batch, batch.ids)
             groups.append(
@@ -82,14 +82,14 @@ class Evaluator:
 
     def _anchors(self, sequence: int) -> Tensor:
         """Every position decoding can stand on."""
-        start = self.store.index.prompts[sequence] - 1
-        return torch.arange(start, sequence_length(self.store, sequence) - 1)
+        start = self.source.index.prompts[sequence] - 1
+        return torch.arange(start, self.source.index.length(sequence) - 1)
 
     def _chain(self, network: DraftNetwork, sequence: int) -> Chain:
         config = network.config
         recipe = BlockRecipe(config.block_size, config.mask_token_id, AnchorOnly(), 1.0)
         anchors = self._anchors(sequence)
-        batch = cut_blocks(self.store, [sequence], [anchors], recipe, torch.Generator())
+        batch = cut_blocks(self.source, [sequence], [anchors], recipe, torch.Generator())
         confidence, index = self._logits(network, batch, batch.ids).softmax(-1).max(-1)
         assert network.draft_ids is not None
         return Chain(batch, network.draft_ids[index], confidence)

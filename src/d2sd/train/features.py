@@ -1,22 +1,18 @@
-"""Run the target once over the responses and keep what a drafter learns from.
+"""What a drafter learns from: the target's features and candidates, one sequence at a time.
 
-A store is a folder of flat files, one row per token of every response (prompt included):
-`features` (tapped hidden states divided by `scale`, bfloat16), `soft_ids` and `soft_probs` (the
-most probable next tokens over the draft vocabulary), `tokens`; and `store.json`, written last,
-which makes the store complete. A store is derived data: it can always be made again.
+A source gives them for any response. `OnlineFeatures` runs the target when it is asked, needs no
+disk and is the default; `StoredFeatures` (store.py) reads what was computed once.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from math import prod
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from d2sd.target.hf import decoder_layers, tapped
@@ -25,10 +21,16 @@ from d2sd.train.responses import Response, batches_by_length
 SOFT = 32
 """Kept next-token candidates: they hold 96 % of the target's probability on the responses."""
 
+PASS_TOKENS = 8192
+"""Most tokens of one target pass, padding included."""
+
+SCALE_TOKENS = 4096
+"""About how many tokens the size of the features is measured on."""
+
 
 @dataclass(frozen=True)
 class StoreIndex:
-    """Where each response's rows lie, and how they were made."""
+    """Where each response's rows lie in one long list of all rows, and how they are made."""
 
     taps: tuple[int, ...]
     hidden: int
@@ -41,122 +43,168 @@ class StoreIndex:
     def rows(self) -> int:
         return self.starts[-1]
 
-
-class FeatureStore:
-    """Memory-mapped rows of a finished store."""
-
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        try:
-            values: dict[str, Any] = json.loads((folder / "store.json").read_text())
-        except FileNotFoundError:
-            raise ValueError(f"{folder} holds no finished feature store") from None
-        lists: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        self.index = StoreIndex(**lists)
-        self._map(folder, writable=False)
-
-    @classmethod
-    def is_complete(cls, folder: str | Path) -> bool:
-        return (Path(folder) / "store.json").is_file()
-
-    def _map(self, folder: Path, writable: bool) -> None:
-        rows, taps, hidden = self.index.rows, len(self.index.taps), self.index.hidden
-        self.features = _mapped(folder / "features", (rows, taps, hidden), torch.bfloat16, writable)
-        self.soft_ids = _mapped(folder / "soft_ids", (rows, SOFT), torch.int16, writable)
-        self.soft_probs = _mapped(folder / "soft_probs", (rows, SOFT), torch.bfloat16, writable)
-        self.tokens = _mapped(folder / "tokens", (rows,), torch.int32, writable)
-        self.scale = _mapped(folder / "scale", (taps, hidden), torch.float32, writable)
+    def length(self, sequence: int) -> int:
+        """Tokens of a sequence, the prompt's included."""
+        return self.starts[sequence + 1] - self.starts[sequence]
 
 
-def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype, writable: bool) -> Tensor:
-    if writable:
-        with path.open("ab") as file:
-            file.truncate(prod(shape) * dtype.itemsize)
-    # shared=True maps the file instead of reading it; nothing here writes to a finished store
-    return torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype).view(shape)
+@dataclass(frozen=True)
+class Rows:
+    """One sequence, a row per token.
 
-
-def build_store(
-    model: Any,
-    responses: Sequence[Response],
-    folder: str | Path,
-    taps: Sequence[int],
-    draft_ids: Sequence[int],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> FeatureStore:
-    """Fill a store from a transformers causal LM; `progress` hears (rows done, rows in all).
-
-    Size on disk: 2 · taps · hidden + 100 bytes a token. A killed run starts over.
+    `features` are tapped hidden states divided by the source's scale, in bfloat16. `soft_ids` and
+    `soft_probs` are the target's most probable next tokens after the row's, over the draft
+    vocabulary (draft ids; probabilities sum to less than 1).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "store.json").unlink(missing_ok=True)
-    store = FeatureStore.__new__(FeatureStore)
-    starts = torch.tensor([0, *map(len, responses)]).cumsum(0).tolist()
-    store.index = StoreIndex(
+
+    features: Float[Tensor, "rows taps hidden"]
+    soft_ids: Int[Tensor, "rows labels"]
+    soft_probs: Float[Tensor, "rows labels"]
+    tokens: Int[Tensor, " rows"]
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows(
+            self.features.to(device),
+            self.soft_ids.to(device),
+            self.soft_probs.to(device),
+            self.tokens.to(device),
+        )
+
+
+class FeatureSource(ABC):
+    """The rows of every response, by the response's number."""
+
+    index: StoreIndex
+    scale: Float[Tensor, "taps hidden"]
+    """What features are divided by: their root mean square, per layer and dimension."""
+
+    @abstractmethod
+    def read(self, sequences: Sequence[int]) -> list[Rows]:
+        """Rows of these sequences, in this order."""
+
+
+class OnlineFeatures(FeatureSource):
+    """Rows from a pass of the target, a transformers causal LM, whenever they are read.
+
+    The rows lie on the target's device. Their last bits may depend on which sequences are read
+    together, never on what was read before. Raises ValueError when a tap or a token is not the
+    target's.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        responses: Sequence[Response],
+        taps: Sequence[int],
+        draft_ids: Sequence[int],
+        scale: Float[Tensor, "taps hidden"] | None = None,
+    ) -> None:
+        self._model = model
+        self._responses = responses
+        self._layers = _tapped_layers(model, taps)
+        _check_tokens(model, responses)
+        head = model.get_output_embeddings().weight.detach()
+        self._head = head[torch.tensor(draft_ids, device=head.device)]
+        self.index = index_of(responses, taps, draft_ids, model.config.hidden_size)
+        self.scale = (self._root_mean_square() if scale is None else scale).to(model.device)
+
+    # no inference_mode: a backward pass may not keep what was made in it
+    @torch.no_grad()
+    def read(self, sequences: Sequence[int]) -> list[Rows]:
+        found: dict[int, Rows] = {}
+        for batch in batches_by_length([self.index.length(i) for i in sequences], PASS_TOKENS):
+            features, last = self._pass([sequences[i] for i in batch])
+            for row, i in enumerate(batch):
+                found[i] = self._rows(sequences[i], features[row], last[row])
+        return [found[i] for i in range(len(sequences))]
+
+    def _rows(self, sequence: int, features: Tensor, last: Tensor) -> Rows:
+        """Rows of one sequence from its line of a padded pass."""
+        response = self._responses[sequence]
+        length = len(response)
+        logits = (last[:length] @ self._head.T).float()
+        best = logits.topk(min(SOFT, logits.shape[1]), dim=-1)
+        return Rows(
+            features=(features[:length].float() / self.scale).bfloat16(),
+            soft_ids=best.indices.int(),
+            soft_probs=(best.values - logits.logsumexp(-1, keepdim=True)).exp().bfloat16(),
+            tokens=torch.tensor(response.tokens, dtype=torch.int32, device=last.device),
+        )
+
+    def _pass(
+        self, sequences: Sequence[int]
+    ) -> tuple[Float[Tensor, "batch rows taps hidden"], Float[Tensor, "batch rows hidden"]]:
+        """Outputs of the tapped layers, and the final normed hidden states; padded on the right."""
+        longest = max(self.index.length(i) for i in sequences)
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            response = self._responses[sequence]
+            ids[row, : len(response)] = torch.tensor(response.tokens)
+        # causal attention never looks right, so the padding needs no mask
+        with tapped(self._layers) as outputs:
+            body = self._model.base_model
+            last = body(ids.to(self._model.device), use_cache=False).last_hidden_state
+        return torch.stack([outputs[layer] for layer in self._layers], dim=2), last
+
+    @torch.no_grad()
+    def _root_mean_square(self) -> Float[Tensor, "taps hidden"]:
+        """Size of each feature over evenly spaced responses, always the same ones.
+
+        First tokens are left out: their states are outliers.
+        """
+        every = max(self.index.rows // SCALE_TOKENS, 1)
+        squares, rows = torch.zeros((), device=self._model.device), 0
+        for sequence in range(0, len(self._responses), every):
+            features = self._pass([sequence])[0][0, 1:].float()
+            squares, rows = squares + features.square().sum(0), rows + len(features)
+        return (squares / rows).sqrt().clamp_min(1e-3)
+
+
+class KeptFeatures(FeatureSource):
+    """Another source whose rows stay in memory once read; for few sequences, read often."""
+
+    def __init__(self, source: FeatureSource) -> None:
+        self.index, self.scale = source.index, source.scale
+        self._source = source
+        self._kept: dict[int, Rows] = {}
+
+    def read(self, sequences: Sequence[int]) -> list[Rows]:
+        for sequence in sequences:
+            if sequence not in self._kept:  # read alone, so that the order can't change a bit
+                self._kept[sequence] = self._source.read([sequence])[0]
+        return [self._kept[sequence] for sequence in sequences]
+
+
+def index_of(
+    responses: Sequence[Response], taps: Sequence[int], draft_ids: Sequence[int], hidden: int
+) -> StoreIndex:
+    """The index of these responses' rows."""
+    return StoreIndex(
         taps=tuple(taps),
-        hidden=model.config.hidden_size,
-        starts=tuple(starts),
+        hidden=hidden,
+        starts=tuple(torch.tensor([0, *map(len, responses)]).cumsum(0).tolist()),
         prompts=tuple(len(response.prompt_ids) for response in responses),
         temperatures=tuple(response.temperature for response in responses),
         draft_ids=tuple(draft_ids),
     )
-    store._map(folder, writable=True)
-    head = model.get_output_embeddings().weight[torch.tensor(draft_ids)]
-    batches = list(batches_by_length(list(map(len, responses)), tokens=8192))
-    store.scale.copy_(_root_mean_square(model, responses, batches[len(batches) // 2], taps))
-    done = 0
-    for batch in batches:
-        _fill(store, model, head, responses, batch)
-        done += sum(len(responses[i]) for i in batch)
-        progress(done, starts[-1])
-    (folder / "store.json").write_text(json.dumps(asdict(store.index)))
-    return FeatureStore(folder)
 
 
-@torch.inference_mode()
-def _hidden_states(
-    model: Any, responses: Sequence[Response], batch: Sequence[int], taps: Sequence[int]
-) -> tuple[Float[Tensor, "batch rows taps hidden"], Float[Tensor, "batch rows hidden"]]:
-    """Outputs of the tapped layers, and the final normed hidden states; padded on the right."""
-    longest = max(len(responses[i]) for i in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    for row, index in enumerate(batch):
-        tokens = (*responses[index].prompt_ids, *responses[index].response_ids)
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-    # causal attention never looks right, so the padding needs no mask
-    layers = decoder_layers(model.base_model, model.config.num_hidden_layers)
-    with tapped([layers[tap] for tap in taps]) as outputs:
-        last = model.base_model(ids.to(model.device), use_cache=False).last_hidden_state
-    return torch.stack([outputs[layers[tap]] for tap in taps], dim=2), last
+def _tapped_layers(model: Any, taps: Sequence[int]) -> list[torch.nn.Module]:
+    count = model.config.num_hidden_layers
+    for tap in taps:
+        if not 0 <= tap < count:
+            raise ValueError(
+                f"feature layer {tap} does not exist: the target has layers 0 to {count - 1}; "
+                "choose other taps"
+            )
+    layers = decoder_layers(model.base_model, count)
+    return [layers[tap] for tap in taps]
 
 
-def _root_mean_square(
-    model: Any, responses: Sequence[Response], batch: Sequence[int], taps: Sequence[int]
-) -> Float[Tensor, "taps hidden"]:
-    """Size of each feature, without the first token: its states are outliers."""
-    features, _ = _hidden_states(model, responses, batch, taps)
-    return features[:, 1:].float().square().mean((0, 1)).sqrt().clamp_min(1e-3)
-
-
-@torch.inference_mode()
-def _fill(
-    store: FeatureStore,
-    model: Any,
-    head: Float[Tensor, "draft_vocab hidden"],
-    responses: Sequence[Response],
-    batch: Sequence[int],
-) -> None:
-    features, last = _hidden_states(model, responses, batch, store.index.taps)
-    features = features / store.scale.to(features)
-    for row, index in enumerate(batch):
-        response = responses[index]
-        rows = slice(store.index.starts[index], store.index.starts[index + 1])
-        store.features[rows] = features[row, : len(response)].cpu()
-        logits = (last[row, : len(response)] @ head.T).float()
-        best = logits.topk(SOFT, dim=-1)
-        store.soft_ids[rows] = best.indices.cpu().to(torch.int16)
-        store.soft_probs[rows] = (best.values - logits.logsumexp(-1, keepdim=True)).exp().cpu()
-        store.tokens[rows] = torch.tensor([*response.prompt_ids, *response.response_ids])
+def _check_tokens(model: Any, responses: Sequence[Response]) -> None:
+    largest = max(max(response.tokens) for response in responses)
+    if largest >= model.config.vocab_size:
+        raise ValueError(
+            f"the responses hold token {largest}, but the target has {model.config.vocab_size} "
+            "tokens; use responses of this target"
+        )

@@ -127,7 +127,9 @@ class Trainer:
             batch.features, self._embedding[batch.ids], batch.positions, batch.hidden_rows
         )
         used = batch.weights > 0
-        ids, probs = self._labels(batch.labels[used], batch.label_rows[used])
+        ids, probs = self._labels(
+            batch.labels[used], batch.soft_ids[used], batch.soft_probs[used].float()
+        )
         return soft_cross_entropy(
             hidden[used], self._head, ids, probs, batch.weights[used], self._partition
         )
@@ -139,16 +141,13 @@ class Trainer:
         context = self._working.read(features, rows)
         return self._working(embeds, positions, context, hidden_rows)
 
-    def _labels(self, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _labels(self, tokens: Tensor, soft_ids: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
         """The target's candidates for each slot and, in the last column, the emitted token."""
         share = self.schedule.hard_share
-        soft = self.sampler.store.soft_probs[rows].float()
         soft = soft / soft.sum(-1, keepdim=True) * (1 - share)
         emitted = self._draft_id[tokens]
         hard = torch.where(emitted >= 0, share, 0.0)
-        ids = torch.cat(
-            [self.sampler.store.soft_ids[rows].long(), emitted.clamp_min(0)[:, None]], -1
-        )
+        ids = torch.cat([soft_ids, emitted.clamp_min(0)[:, None]], -1)
         return ids, torch.cat([soft, hard[:, None]], -1)
 
     def save(self, folder: str | Path) -> None:

@@ -19,6 +19,10 @@ class Response:
     response_ids: tuple[int, ...]
     temperature: float
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return (*self.prompt_ids, *self.response_ids)
+
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 

@@ -18,12 +18,13 @@ from d2sd.drafters.network import DraftNetwork
 from d2sd.train.attention import use_fast_attention
 from d2sd.train.batches import BlockRecipe, BlockSampler
 from d2sd.train.evaluate import Acceptance, Evaluator
-from d2sd.train.features import FeatureStore, build_store
+from d2sd.train.features import FeatureSource
 from d2sd.train.loop import Compiler, StepReport, Trainer
 from d2sd.train.masking import AnchorOnly, TruncatedGeometric, VisiblePrefix
 from d2sd.train.recipes import Recipe, drafter_config
 from d2sd.train.responses import frequent_tokens, read_responses, split
 from d2sd.train.start import fold_scale, start_from_target
+from d2sd.train.store import build_store
 
 Listener = Callable[[str, StepReport], None]
 """Hears (stage, report) after each training step."""
@@ -55,30 +56,29 @@ class DrafterTraining:
         self.training, self.held_out = split(self.responses, recipe.validation)
         self._embedding = target.get_input_embeddings().weight.detach()
 
-    def store(self, progress: Callable[[int, int], None]) -> FeatureStore:
-        """The feature store, built when it isn't there."""
-        folder = self.folder / "store"
-        if FeatureStore.is_complete(folder):
-            return FeatureStore(folder)
+    def store(self, progress: Callable[[int, int], None]) -> FeatureSource:
+        """The stored features, made as far as they aren't there."""
         answers = [self.responses[i] for i in self.training]
         ids = frequent_tokens(answers, self.recipe.draft_vocab_size)
-        return build_store(self.target, self.responses, folder, self.recipe.taps, ids, progress)
+        return build_store(
+            self.target, self.responses, self.folder / "store", self.recipe.taps, ids, progress
+        )
 
-    def train_first(self, store: FeatureStore, hear: Listener) -> DraftNetwork:
+    def train_first(self, store: FeatureSource, hear: Listener) -> DraftNetwork:
         """The drafter that sees the anchor alone, started from the target's last layers."""
         network = self._fresh(store)
         start_from_target(network, self.target, store.scale)
         return self._train("first", network, store, hear)
 
     def train_second(
-        self, store: FeatureStore, first: DraftNetwork, hear: Listener
+        self, store: FeatureSource, first: DraftNetwork, hear: Listener
     ) -> DraftNetwork:
         """The variable-prefix drafter, started from the first one's weights."""
         network = self._fresh(store)
         network.load_state_dict(first.state_dict())
         return self._train("second", network, store, hear, first)
 
-    def export(self, store: FeatureStore, networks: dict[str, DraftNetwork], out: Path) -> None:
+    def export(self, store: FeatureSource, networks: dict[str, DraftNetwork], out: Path) -> None:
         """Write `out/first` and `out/second`, ready to decode with."""
         evaluator = self._evaluator(store)
         for stage, network in networks.items():
@@ -89,28 +89,28 @@ class DrafterTraining:
             fold_scale(network, store.scale)
             save_network(_working(network), out / stage, config)
 
-    def _fresh(self, store: FeatureStore) -> DraftNetwork:
+    def _fresh(self, store: FeatureSource) -> DraftNetwork:
         torch.manual_seed(self.recipe.seed)
         network = DraftNetwork(DraftConfig.from_json(self._config(store)))
         network.draft_ids = torch.tensor(store.index.draft_ids)
         return network
 
-    def _config(self, store: FeatureStore) -> dict[str, Any]:
+    def _config(self, store: FeatureSource) -> dict[str, Any]:
         recipe = replace(self.recipe, draft_vocab_size=len(store.index.draft_ids))
         return drafter_config(recipe, self.target.config)
 
-    def _head(self, store: FeatureStore) -> torch.Tensor:
+    def _head(self, store: FeatureSource) -> torch.Tensor:
         head = self.target.get_output_embeddings().weight.detach()
         return head[torch.tensor(store.index.draft_ids)].bfloat16()
 
-    def _evaluator(self, store: FeatureStore) -> Evaluator:
+    def _evaluator(self, store: FeatureSource) -> Evaluator:
         return Evaluator(store, self.held_out, self._embedding.bfloat16(), self._head(store))
 
     def _train(
         self,
         stage: str,
         network: DraftNetwork,
-        store: FeatureStore,
+        store: FeatureSource,
         hear: Listener,
         first: DraftNetwork | None = None,
     ) -> DraftNetwork:
@@ -133,7 +133,7 @@ class DrafterTraining:
             return evaluator.acceptance(_working(network))
         return evaluator.acceptance(_working(first), _working(network))
 
-    def _trainer(self, stage: str, network: DraftNetwork, store: FeatureStore) -> Trainer:
+    def _trainer(self, stage: str, network: DraftNetwork, store: FeatureSource) -> Trainer:
         recipe = self.recipe
         blocks = BlockRecipe(
             recipe.block_size, recipe.mask_token_id, VISIBLE[stage](recipe), recipe.weight_decay
