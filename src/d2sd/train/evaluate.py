@@ -69,15 +69,14 @@ class Evaluator:
         rng = torch.Generator().manual_seed(0)
         assert network.draft_ids is not None
         draft_id = torch.full((config.vocab_size,), -1)
-        draft_id[network.draft_ids] = torch.arange(len(network.draft_ids))
+        draft_id[network.draft_ids.cpu()] = torch.arange(len(network.draft_ids))
         groups = []
         for sequence in self.sequences:
             batch = cut_blocks(self.source, [sequence], [self._anchors(sequence)], recipe, rng)
-            labels = draft_id[batch.labels[0, :, 1:]]
-            logits = self._logits(network, batch, batch.ids)
-            groups.append(
-                by_distance(logits, labels, batch.visible[0], batch.weights[0, :, 1:] > 0)
-            )
+            labels = draft_id[batch.labels[0, :, 1:].cpu()]
+            logits = self._logits(network, batch, batch.ids).cpu()
+            known = (batch.weights[0, :, 1:] > 0).cpu()
+            groups.append(by_distance(logits, labels, batch.visible[0].cpu(), known))
         return fit_temperatures(groups)
 
     def _anchors(self, sequence: int) -> Tensor:
@@ -96,12 +95,14 @@ class Evaluator:
 
     def _branches(self, network: DraftNetwork, chain: Chain, branches: int) -> Tensor:
         """Most tokens accepted on any of the second pass's rows, per anchor."""
+        device = chain.tokens.device
         rows = torch.tensor(
-            [likely_boundaries(rejection_posterior(c), branches) for c in chain.confidence]
+            [likely_boundaries(rejection_posterior(c), branches) for c in chain.confidence.cpu()],
+            device=device,
         )
-        best = torch.zeros(len(rows), dtype=torch.long)
+        best = torch.zeros(len(rows), dtype=torch.long, device=device)
         assert network.draft_ids is not None
-        slots = torch.arange(chain.batch.ids.shape[-1])
+        slots = torch.arange(chain.batch.ids.shape[-1], device=device)
         for column in rows.T:
             drafted = torch.cat([chain.batch.ids[0, :, :1], chain.tokens], -1)
             masked = slots > column[:, None]
@@ -114,7 +115,7 @@ class Evaluator:
     def _logits(self, network: DraftNetwork, batch: BlockBatch, ids: Tensor) -> Tensor:
         dtype = network.fc.weight.dtype
         features = batch.features.to(dtype)
-        rows = torch.arange(features.shape[1])[None]
+        rows = torch.arange(features.shape[1], device=features.device)[None]
         context = network.read(features, rows)
         embeds = self._embedding[ids].to(dtype)
         hidden = network(embeds, batch.positions, context, batch.hidden_rows)

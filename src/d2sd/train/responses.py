@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Literal, cast
 
 
 @dataclass(frozen=True)
 class Response:
-    """One answer of the target, as token ids; `temperature` 0 means greedy."""
+    """One answer of the target, as token ids; `temperature` 0 means greedy.
+
+    `kind` is what the prompt is about: "chat", or the suite of an evaluation prompt.
+    """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     temperature: float
+    kind: str = ""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -27,46 +32,107 @@ class Response:
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-def read_responses(path: str | Path, max_length: int = 512) -> list[Response]:
-    """Responses of a JSONL file (plain or .gz), cut to `max_length` tokens.
+def read_responses(
+    paths: str | Path | Sequence[str | Path],
+    max_length: int = 512,
+    broken: Literal["stop", "skip"] = "stop",
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> list[Response]:
+    """Responses of JSONL files (plain or .gz), cut to `max_length` tokens, in the files' order.
 
-    Raises ValueError naming the file and the line when one can't be read.
+    A response without a prompt or with fewer than two answer tokens teaches nothing and is left
+    out. `tell` hears one sentence for each file of which something was skipped or left out.
+    Raises ValueError naming the file and the line that can't be read, unless `broken` is "skip".
     """
-    path = Path(path)
-    responses = []
-    with _opened(path) as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                prompt = tuple(row["prompt_ids"])
-                answer = tuple(row["response_ids"])[: max_length - len(prompt)]
-                temperature = float(row.get("temperature", 0.0))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: not a response ({error!r}); each line is a JSON "
-                    "object with prompt_ids, response_ids and temperature"
-                ) from None
-            if prompt and len(answer) > 1:
-                responses.append(Response(prompt, answer, temperature))
+    names = [paths] if isinstance(paths, str | Path) else paths
+    responses: list[Response] = []
+    for path in map(Path, names):
+        skipped: list[int] = []
+        short = 0
+        for number, found in enumerate(_read(path), 1):
+            if isinstance(found, str):
+                if broken == "stop":
+                    raise ValueError(f"{path}, line {number}: {found}")
+                skipped.append(number)
+            elif found is not None:
+                room = max(max_length - len(found.prompt_ids), 0)
+                cut = replace(found, response_ids=found.response_ids[:room])
+                usable = bool(cut.prompt_ids) and len(cut.response_ids) > 1
+                responses += [cut] * usable
+                short += not usable
+        _report(path, skipped, short, tell)
     if not responses:
-        raise ValueError(f"{path} holds no responses")
+        raise ValueError(f"{' and '.join(map(str, names))} holds no responses")
     return responses
 
 
-def _opened(path: Path) -> IO[str]:
+def _report(path: Path, skipped: Sequence[int], short: int, tell: Callable[[str], None]) -> None:
+    remarks = []
+    if skipped:
+        some = ", ".join(map(str, skipped[:5])) + (", …" if len(skipped) > 5 else "")
+        remarks.append(f"skipped {len(skipped)} broken lines ({some})")
+    if short:
+        remarks.append(f"left out {short} responses too short to learn from once cut")
+    if remarks:
+        tell(f"{path}: {' and '.join(remarks)}")
+
+
+def _read(path: Path) -> Iterator[Response | str | None]:
+    """Per line the response, or what is wrong with the line; None for an empty one."""
+    with _opened(path) as lines:
+        while True:
+            try:
+                line = next(lines, None)
+            except (EOFError, OSError, zlib.error) as error:
+                yield f"the file can't be read from here on ({error})"
+                return
+            if line is None:
+                return
+            yield _parsed(line) if line.strip() else None
+
+
+def _parsed(line: bytes) -> Response | str:
+    try:
+        row = json.loads(line)
+        return Response(
+            _token_ids(row, "prompt_ids"),
+            _token_ids(row, "response_ids"),
+            float(row.get("temperature", 0.0)),
+            str(row.get("kind", "")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        return (
+            f"not a response ({error!r}); each line is a JSON object with prompt_ids, "
+            "response_ids and temperature"
+        )
+
+
+def _token_ids(row: dict[str, object], name: str) -> tuple[int, ...]:
+    ids = row[name]
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        raise TypeError(f"{name} is not a list of token ids")
+    return tuple(ids)
+
+
+def _opened(path: Path) -> IO[bytes]:
     try:
         if path.suffix == ".gz":
-            return cast(IO[str], gzip.open(path, "rt"))
-        return path.open()
+            return cast(IO[bytes], gzip.open(path))
+        return path.open("rb")
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
 
 
 def split(responses: Sequence[Response], validation: int) -> tuple[list[int], list[int]]:
-    """Indices for training and for validation: every n-th response is held out."""
+    """Indices for training and for validation: every n-th response is held out.
+
+    Other answers to a held-out prompt are in neither.
+    """
     every = max(len(responses) // max(validation, 1), 2)
-    held_out = set(range(0, len(responses), every)) if validation else set()
-    return [i for i in range(len(responses)) if i not in held_out], sorted(held_out)
+    held_out = range(0, len(responses), every) if validation else range(0)
+    prompts = {responses[i].prompt_ids for i in held_out}
+    training = [i for i, response in enumerate(responses) if response.prompt_ids not in prompts]
+    return training, list(held_out)
 
 
 def frequent_tokens(responses: Sequence[Response], size: int) -> list[int]:
