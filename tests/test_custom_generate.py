@@ -16,7 +16,7 @@ from transformers import (
 from conftest import tiny_model
 from d2sd.drafters.none import NoDrafter
 from d2sd.hf import custom_generate
-from d2sd.session import load_drafter
+from d2sd.networks import load_drafter
 from fakes import ScriptedDrafter
 from folders import VOCAB, save_drafter, tiny_llama
 
@@ -218,6 +218,26 @@ def test_a_loaded_drafter_takes_the_dtype_of_the_model(shipped) -> None:
     model = tiny_llama(eos_token_id=None).bfloat16()
     got = ours(model, [70, 71], load_drafter("dual", *shipped), max_new_tokens=8, do_sample=False)
     assert got.shape == (1, 10)
+
+
+def test_a_loaded_drafter_hears_the_temperature_of_the_draws(shipped) -> None:
+    heard = []
+
+    class Listening:
+        taps = ()
+
+        def at(self, temperature):
+            heard.append(temperature)
+            return lambda target: rough_drafter()
+
+        def __call__(self, target):
+            raise AssertionError
+
+    settings = {"max_new_tokens": 3, "do_sample": True}
+    for extra in ({"do_sample": False}, {}, {"temperature": 0.7}):
+        ours(tiny_llama(), [70, 71], Listening(), **{**settings, **extra})
+    assert heard == [0.0, 1.0, 0.7]
+    assert load_drafter("dual", *shipped).at(0.7).temperature == 0.7
 
 
 def test_a_drafter_for_another_model_is_refused(shipped) -> None:

@@ -57,6 +57,23 @@ def test_what_was_read_before_never_shows(history):
     torch.testing.assert_close(got, fresh)
 
 
+def test_temperatures_are_those_of_the_nearest_decoding_temperature():
+    plain = proposer().propose(context(3, 1, 4), [(4,)]).probs
+    inner = {"mask_token_id": 96, "target_layer_ids": [0, 2]}
+    fitted = random_network(dflash_config={**inner, "temperatures": {"0": [0.5], "1.0": [2.0]}})
+    for decoding, temperature in [(0.0, 0.5), (0.5, 0.5), (0.6, 2.0), (1.7, 2.0)]:
+        ours = NetworkProposer(fitted, EMBED, head(), (0, 2), decoding)
+        got = ours.propose(context(3, 1, 4), [(4,)]).probs
+        torch.testing.assert_close(got, (plain.log() / temperature).softmax(-1))
+
+
+@pytest.mark.parametrize("wrong", [[0.5, -1.0], {"greedy": [1.0]}, {"0": []}, "0.5, 1"])
+def test_temperatures_that_cannot_be_are_refused(wrong):
+    inner = {"mask_token_id": 96, "target_layer_ids": [0, 2], "temperatures": wrong}
+    with pytest.raises(ValueError, match=r"has temperatures .*; they must be a list of positive"):
+        random_network(dflash_config=inner)
+
+
 def test_features_are_read_once():
     ours = proposer()
     seen = []

@@ -105,7 +105,7 @@ def test_the_curve_tells_what_was_seen_and_what_it_gave(trained):
 
 def test_trained_drafters_decode_losslessly_with_raw_features(tiny_llama, trained):
     first, second = (load_network(trained / "out" / name).double() for name in ("first", "second"))
-    assert len(first.config.temperatures) == RECIPE.block_size - 1
+    assert len(first.config.temperatures_for(0.0)) == RECIPE.block_size - 1
     target = HFTarget(tiny_llama, taps=first.config.taps)
     pair = [NetworkProposer(n, target.embed, target.head, target.taps) for n in (first, second)]
     prompt = [5, 17, 3]

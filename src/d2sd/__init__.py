@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from d2sd.interfaces import Drafter as Drafter
     from d2sd.interfaces import Scores as Scores
     from d2sd.interfaces import Target as Target
+    from d2sd.networks import load_drafter as load_drafter
     from d2sd.sampling import Sampling as Sampling
     from d2sd.session import ModelChoice as ModelChoice
     from d2sd.session import Session as Session
-    from d2sd.session import load_drafter as load_drafter
     from d2sd.session import open_session as open_session
     from d2sd.stages import Stages as Stages
     from d2sd.tree import Branch as Branch
@@ -44,7 +44,7 @@ _HOMES = {
     "TokenTree": "tree",
     "Verdict": "verify",
     "custom_generate": "hf",
-    "load_drafter": "session",
+    "load_drafter": "networks",
     "open_session": "session",
 }
 

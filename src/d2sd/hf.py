@@ -18,7 +18,8 @@ from d2sd.sampling import LogitsProcessor, Sampling
 from d2sd.target.hf import HFTarget
 
 BindDrafter = Callable[[HFTarget], Drafter]
-"""Builds the drafter for a target; its attribute `taps`, if any, names the layers to tap."""
+"""Builds the drafter for a target. Its attribute `taps`, if any, names the layers to tap; its
+method `at`, if any, gives the same for the temperature that tokens are drawn at."""
 
 NOT_GIVEN = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
@@ -43,10 +44,7 @@ def custom_generate(
     """
     _refuse(input_ids, generation_config, model_kwargs)
     target = HFTarget(model, getattr(drafter, "taps", ()))
-    if drafter is None:
-        drafter = NgramDrafter()
-    elif not isinstance(drafter, Drafter):
-        drafter = drafter(target)
+    drafter = _bound(drafter, target, generation_config)
     prompt = tuple(input_ids[0].tolist())
     end = min(generation_config.max_length, target.context_limit)
     sampling = _sampling(generation_config, logits_processor)
@@ -88,6 +86,24 @@ def _sampling(generation_config: Any, logits_processor: Any) -> Sampling:
         processors=processors,
         rng=torch.default_generator,
     )
+
+
+def _bound(
+    drafter: Drafter | BindDrafter | None, target: HFTarget, generation_config: Any
+) -> Drafter:
+    if drafter is None:
+        return NgramDrafter()
+    if isinstance(drafter, Drafter):
+        return drafter
+    at: Callable[[float], BindDrafter] | None = getattr(drafter, "at", None)
+    return (at(_temperature(generation_config)) if at else drafter)(target)
+
+
+def _temperature(generation_config: Any) -> float:
+    """The temperature of the draws; 0 is greedy. transformers leaves it None for its default, 1."""
+    if not generation_config.do_sample:
+        return 0.0
+    return float(1.0 if generation_config.temperature is None else generation_config.temperature)
 
 
 def _refuse(input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> None:

@@ -11,21 +11,18 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from d2sd.drafters.checkpoint import load_network
-from d2sd.drafters.network import DraftNetwork
 from d2sd.drafters.policies import Policy, build_drafter, parse_policy
-from d2sd.drafters.proposer import NetworkProposer
 from d2sd.interfaces import Drafter
 from d2sd.models.resolve import resolve, shipped_drafters
+from d2sd.networks import Networks, check_fit, load_networks
 from d2sd.provenance import provenance
 from d2sd.target.hf import HFTarget
 from d2sd.target.load import load_model
+from d2sd.wording import Message as Message
+from d2sd.wording import chat_ids, check_ids, end_tokens, raw_ids
 
 Tell = Callable[[str], None]
 """Is told what happens, in a few words: a download, a stand-in."""
-
-Message = dict[str, str]
-"""One turn of a conversation: its role and its content."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -65,56 +62,6 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
-class Networks:
-    """The drafter networks of both passes; one network may serve both."""
-
-    first: DraftNetwork | None = None
-    second: DraftNetwork | None = None
-    first_name: str = "the first drafter"
-    second_name: str = "the second drafter"
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """The target layers that the networks want the features of, in the first one's order."""
-        wanted = [tap for net in (self.first, self.second) if net for tap in net.config.taps]
-        return tuple(dict.fromkeys(wanted))
-
-    def drafter(self, policy: Policy, target: HFTarget) -> Drafter:
-        """A fresh drafter for one sequence of `target`, whose taps hold all of `taps`."""
-        first = _proposer(self.first, target)
-        second = first if self.second is self.first else _proposer(self.second, target)
-        return build_drafter(policy, first, second)
-
-
-@dataclass(frozen=True)
-class UnboundDrafter:
-    """A policy and its networks, waiting for the target whose sequence they will draft."""
-
-    policy: Policy
-    networks: Networks
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """The target layers it wants the features of."""
-        return self.networks.taps
-
-    def __call__(self, target: HFTarget) -> Drafter:
-        """Raises ValueError when a network was made for another target."""
-        check_fit(self.networks, target)
-        return self.networks.drafter(self.policy, target)
-
-
-def load_drafter(
-    policy: str = "dual", first: str | Path | None = None, second: str | Path | None = None
-) -> UnboundDrafter:
-    """A drafting policy with the networks in folders or under hub ids, for `custom_generate`.
-
-    Without `second`, the first network serves both passes.
-    """
-    return UnboundDrafter(parse_policy(policy), _load_networks(first, second))
-
-
-@dataclass(frozen=True)
 class Session:
     """Everything an answer needs. Serves one sequence at a time."""
 
@@ -124,18 +71,20 @@ class Session:
     tokenizer: Any
     networks: Networks
 
-    def drafter(self, policy: Policy | str) -> Drafter:
-        """A fresh drafter for this target, such as `drafter("dual:branches=4")`."""
+    def drafter(self, policy: Policy | str, temperature: float = 0.0) -> Drafter:
+        """A fresh drafter for this target, such as `drafter("dual:branches=4")`.
+
+        `temperature` is the one the answer's tokens will be drawn at: the drafter's confidences
+        are calibrated for it.
+        """
         if isinstance(policy, str):
             policy = parse_policy(policy)
-        return self.networks.drafter(policy, self.target)
+        return self.networks.drafter(policy, self.target, temperature)
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
         """The model's and the tokenizer's ends of an answer."""
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        return frozenset(end for end in (*ends, self.tokenizer.eos_token_id) if end is not None)
+        return end_tokens(self.tokenizer, self.model.generation_config)
 
     def provenance(self, seed: int) -> dict[str, object]:
         """Where a figure of this session comes from, ready for JSON."""
@@ -144,27 +93,14 @@ class Session:
 
     def chat_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """A conversation in the model's chat template, ready for the next answer."""
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError(
-                f"the tokenizer of {self.name} has no chat template; use --raw to continue the "
-                "prompt as plain text"
-            )
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
-        return self._ids(text, add_special_tokens=False)
+        return self._checked(chat_ids(self.tokenizer, self.name, messages))
 
     def raw_prompt(self, text: str) -> tuple[int, ...]:
         """Plain text, with the tokenizer's own first token where it has one."""
-        return self._ids(text, add_special_tokens=True)
+        return self._checked(raw_ids(self.tokenizer, text))
 
-    def _ids(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        ids = tuple(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
-        if ids and max(ids) >= self.target.vocab_size:
-            raise ValueError(
-                f"the tokenizer of {self.name} gives token {max(ids)}, the model knows "
-                f"{self.target.vocab_size} tokens; they do not belong together"
-            )
+    def _checked(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        check_ids(ids, self.target.vocab_size, self.name)
         return ids
 
 
@@ -181,7 +117,7 @@ def open_session(
     networks = Networks()
     if needed := max((policy.proposers for policy in wanted), default=0):
         first, second = _drafter_paths(choice, needed, tell)
-        networks = _load_networks(first, second)
+        networks = load_networks(first, second)
         if networks.first is None:
             for policy in wanted:
                 build_drafter(policy, None, None)  # says what is missing before the model loads
@@ -204,39 +140,6 @@ def load_tokenizer(folder: str) -> Any:
         raise ValueError(f"the tokenizer of {folder!r} cannot be loaded: {reason}") from error
 
 
-def check_fit(networks: Networks, target: HFTarget) -> None:
-    """Raises ValueError when a network was made for another target than this one."""
-    if networks.first is not None:
-        _check_network(networks.first, networks.first_name, target)
-    if networks.second is not None:
-        _check_network(networks.second, networks.second_name, target)
-
-
-def _check_network(network: DraftNetwork, name: str, target: HFTarget) -> None:
-    config = network.config
-    fix = "choose the drafter that was trained for this target"
-    if config.hidden_size != target.hidden_size:
-        raise ValueError(
-            f"{name} has hidden size {config.hidden_size}, the target {target.name} has "
-            f"{target.hidden_size}; {fix}"
-        )
-    if config.vocab_size != target.vocab_size:
-        raise ValueError(
-            f"{name} knows {config.vocab_size} tokens, the target {target.name} knows "
-            f"{target.vocab_size}; {fix}"
-        )
-    if config.mask_token_id >= len(target.embed):
-        raise ValueError(
-            f"{name} masks with token {config.mask_token_id}, the target {target.name} embeds "
-            f"{len(target.embed)} tokens; {fix}"
-        )
-    if max(config.taps) >= target.num_layers:
-        raise ValueError(
-            f"{name} reads layer {max(config.taps)}, the target {target.name} has layers 0 to "
-            f"{target.num_layers - 1}; {fix}"
-        )
-
-
 def _drafter_paths(
     choice: ModelChoice, needed: int, tell: Tell
 ) -> tuple[str | Path | None, str | Path | None]:
@@ -251,20 +154,3 @@ def _drafter_paths(
     if needed == 2 and choice.second_drafter is None:
         tell(f"no second drafter is given: {choice.drafter} serves both passes")
     return choice.drafter, choice.second_drafter
-
-
-def _load_networks(first: str | Path | None, second: str | Path | None) -> Networks:
-    if first is None:
-        return Networks()
-    network = load_network(first)
-    names = f"the first drafter {str(first)!r}", f"the second drafter {str(second or first)!r}"
-    if second is None or Path(second) == Path(first):
-        return Networks(network, network, *names)
-    return Networks(network, load_network(second), *names)
-
-
-def _proposer(network: DraftNetwork | None, target: HFTarget) -> NetworkProposer | None:
-    if network is None:
-        return None
-    network.to(device=target.device, dtype=target.dtype)
-    return NetworkProposer(network, target.embed, target.head, target.taps)

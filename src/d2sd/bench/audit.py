@@ -85,7 +85,7 @@ def audit(
     Raises ValueError for a temperature above 0 in half precision, where neither check can decide.
     """
     checks = _checks(session, workload)
-    drafter = session.drafter(policy)
+    drafter = session.drafter(policy, workload.sampling.temperature)
     tokens = 0
     misses: list[Miss] = []
     violations: list[Violation] = []

@@ -82,7 +82,8 @@ def measure(
     names = [policy.text for policy in policies]
     if len(set(names)) < len(names):
         raise ValueError(f"the policies {', '.join(names)} name one twice; give each once")
-    drafters = {policy.text: session.drafter(policy) for policy in policies}
+    temperature = workload.sampling.temperature
+    drafters = {policy.text: session.drafter(policy, temperature) for policy in policies}
     answers: dict[str, list[list[Generation]]] = {name: [] for name in names}
     warm_up = replace(workload, max_new_tokens=WARM_UP_TOKENS)
     for name in names:

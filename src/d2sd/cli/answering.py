@@ -46,7 +46,7 @@ def answer(
     stages = Stages(session.target.device)
     generation = generate(
         session.target,
-        session.drafter(policy),
+        session.drafter(policy, request.sampling.temperature),
         request,
         session.tokenizer,
         stages,

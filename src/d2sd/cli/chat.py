@@ -43,8 +43,5 @@ def chat(
 
     policy, draws = chosen_policy(drafting), sampling_of(sampling)
     session = opened(model, [policy])
-    talk(
-        Conversation(
-            session, session.drafter(policy), draws, options.max_new_tokens, options.system
-        )
-    )
+    drafter = session.drafter(policy, draws.temperature)
+    talk(Conversation(session, drafter, draws, options.max_new_tokens, options.system))

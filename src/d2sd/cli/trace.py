@@ -48,6 +48,7 @@ def trace(
     answer = AnswerOptions(max_new_tokens=options.max_new_tokens, raw=options.raw)
     request = request_for(session, text, answer, draws)
     drawing = Drawing(session.tokenizer)
-    for piece in stream(session.target, session.drafter(policy), request, session.tokenizer):
+    drafter = session.drafter(policy, draws.temperature)
+    for piece in stream(session.target, drafter, request, session.tokenizer):
         drawing.show(piece)
     drawing.sum_up()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import Qwen3Config
@@ -19,8 +20,9 @@ class DraftConfig:
     """A drafter's shape and conventions.
 
     `taps` are the target layers whose outputs are the features (layer i = `hidden_states[i+1]`).
-    `temperatures[d]` divides the logits d slots after the last visible one before the softmax, so
-    that confidences match what the target really emits; empty means uncalibrated.
+    `temperatures` holds, for each decoding temperature they were fitted for, what the logits d
+    slots after the last visible one are divided by before the softmax, so that confidences match
+    what the target really emits; empty means uncalibrated.
     """
 
     network: Qwen3Config
@@ -33,7 +35,7 @@ class DraftConfig:
     embedding_scale: float = 1.0
     output_multiplier: float = 1.0
     logit_softcap: float | None = None
-    temperatures: tuple[float, ...] = ()
+    temperatures: Mapping[float, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def hidden_size(self) -> int:
@@ -43,11 +45,18 @@ class DraftConfig:
     def vocab_size(self) -> int:
         return int(self.network.vocab_size)
 
+    def temperatures_for(self, decoding_temperature: float) -> tuple[float, ...]:
+        """Those fitted for the nearest decoding temperature (the lower of two), by distance."""
+        if not self.temperatures:
+            return ()
+        fitted = sorted(self.temperatures)
+        return self.temperatures[min(fitted, key=lambda t: abs(t - decoding_temperature))]
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DraftConfig:
         """Read a config.json of the DFlash layout or of the `speculators` layout."""
         if values.get("speculators_model_type"):
-            values = _from_speculators(values)
+            values = from_speculators(values)
         for name in values.get("architectures") or ():
             if name in UNSUPPORTED:
                 raise ValueError(
@@ -77,8 +86,25 @@ class DraftConfig:
             embedding_scale=float(find("input_embedding_scale", 1.0)),
             output_multiplier=float(find("output_multiplier", 1.0)),
             logit_softcap=find("final_logit_softcapping"),
-            temperatures=tuple(find("temperatures") or ()),
+            temperatures=read_temperatures(find("temperatures")),
         )
+
+
+def read_temperatures(value: Any) -> dict[float, tuple[float, ...]]:
+    """`temperatures` of a config.json by decoding temperature; a list is for greedy decoding."""
+    if not value:
+        return {}
+    by_decoding = value if isinstance(value, Mapping) else {"0": value}
+    try:
+        found = {float(key): tuple(map(float, fitted)) for key, fitted in by_decoding.items()}
+    except (TypeError, ValueError):
+        found = {}
+    if not found or any(min(fitted, default=0.0) <= 0 for fitted in found.values()):
+        raise ValueError(
+            f"the drafter's config.json has temperatures {value!r}; they must be a list of "
+            'positive numbers, or one such list for each decoding temperature: {"0": […]}'
+        )
+    return found
 
 
 _NOT_OURS = ("auto_map", "architectures", "dflash_config", "model_type", "transformers_version")
@@ -102,8 +128,12 @@ def _default_taps(values: dict[str, Any]) -> tuple[int, ...]:
     return default_taps(layers, values["num_hidden_layers"])
 
 
-def _from_speculators(values: dict[str, Any]) -> dict[str, Any]:
-    """The same facts under the DFlash names; their layer ids count the embedding as layer 0."""
+def from_speculators(values: dict[str, Any]) -> dict[str, Any]:
+    """The same facts under the DFlash names; their layer ids count the embedding as layer 0.
+
+    What `d2sd export` put under `d2sd_config`, a key that speculators keeps but does not read,
+    goes back into `dflash_config`.
+    """
     kind = values["speculators_model_type"]
     if kind != "dflash":
         raise ValueError(f"the drafter is a speculators {kind!r} model; only 'dflash' is supported")
@@ -112,13 +142,21 @@ def _from_speculators(values: dict[str, Any]) -> dict[str, Any]:
             "the drafter predicts from the anchor's own slot (sample_from_anchor); "
             "only same-position drafters are supported"
         )
+    if not (layer_ids := values.get("aux_hidden_state_layer_ids")):
+        raise ValueError("the drafter's config.json names no aux_hidden_state_layer_ids (its taps)")
     layers = dict(values["transformer_layer_config"])
-    non_causal = values.get("sliding_window_non_causal")
+    sliding = "sliding_attention" in (layers.get("layer_types") or ())
+    inner = {
+        "mask_token_id": values.get("mask_token_id"),
+        "target_layer_ids": [i - 1 for i in layer_ids],
+        **values.get("d2sd_config", {}),
+    }
     return {
         **layers,
+        "architectures": ["DFlashDraftModel"],
+        "model_type": "qwen3",
         "block_size": values.get("block_size", 8),
-        "mask_token_id": values.get("mask_token_id"),
-        "target_layer_ids": [i - 1 for i in values["aux_hidden_state_layer_ids"]],
-        "draft_vocab_size": values.get("draft_vocab_size"),
-        **({"is_causal": False} if non_causal else {}),
+        "dflash_config": inner,
+        "draft_vocab_size": values.get("draft_vocab_size", layers.get("vocab_size")),
+        **({"is_causal": False} if sliding and values.get("sliding_window_non_causal") else {}),
     }

@@ -59,7 +59,8 @@ class NetworkProposer(Proposer):
     """A DraftNetwork with the target's frozen embedding and output head.
 
     Keeps the keys and values of the context's features, appended once per step and never
-    recomputed; a changed sequence drops the rows that no longer hold.
+    recomputed; a changed sequence drops the rows that no longer hold. `decoding_temperature` is
+    the one the target's tokens are drawn at: it chooses the fitted temperatures.
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class NetworkProposer(Proposer):
         embedding: Float[Tensor, "vocab hidden"],
         head: nn.Module,
         target_taps: Sequence[int],
+        decoding_temperature: float = 0.0,
     ) -> None:
         self.network = network
         self.block_size = network.config.block_size
+        self._temperatures = network.config.temperatures_for(decoding_temperature)
         self._columns = _columns(network.config.taps, target_taps)
         self._embedding = embedding
         self._head = _narrowed(head, network.draft_ids)
@@ -94,7 +97,7 @@ class NetworkProposer(Proposer):
             self._cache.layers(),
         )
         logits = self._logits(hidden[0, :, 1:])
-        temperatures = self._temperatures([len(row) for row in visible], slots, logits)
+        temperatures = self._divisors([len(row) for row in visible], slots, logits)
         return Proposal((logits / temperatures).softmax(-1), self.network.draft_ids)
 
     def _read(self, context: Context) -> None:
@@ -115,15 +118,16 @@ class NetworkProposer(Proposer):
             logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
         return logits
 
-    def _temperatures(self, visible: Sequence[int], slots: int, like: Tensor) -> Tensor:
-        """[rows, slots - 1, 1]: the fitted temperature by distance from the last visible token."""
-        fitted = self.network.config.temperatures
-        if not fitted:
+    def temperature(self, distance: int) -> float:
+        """What the logits `distance` slots after the last visible token's are divided by."""
+        fitted = self._temperatures
+        return fitted[min(max(distance, 0), len(fitted) - 1)] if fitted else 1.0
+
+    def _divisors(self, visible: Sequence[int], slots: int, like: Tensor) -> Tensor:
+        """[rows, slots - 1, 1]: the temperature by distance from the last visible token."""
+        if not self._temperatures:
             return like.new_ones(1, 1, 1)
-        rows = [
-            [fitted[min(max(p - count, 0), len(fitted) - 1)] for p in range(1, slots)]
-            for count in visible
-        ]
+        rows = [[self.temperature(p - count) for p in range(1, slots)] for count in visible]
         return like.new_tensor(rows)[..., None]
 
 

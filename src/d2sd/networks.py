@@ -1,0 +1,138 @@
+"""The drafter networks of both passes, and how they are bound to a target they fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from d2sd.drafters.checkpoint import load_network
+from d2sd.drafters.network import DraftNetwork
+from d2sd.drafters.policies import Policy, build_drafter, parse_policy
+from d2sd.drafters.proposer import NetworkProposer
+from d2sd.interfaces import Drafter
+from d2sd.target.hf import HFTarget
+
+
+@dataclass(frozen=True)
+class Proposers:
+    """What drafts in the first and in the second pass of one sequence."""
+
+    first: NetworkProposer | None
+    second: NetworkProposer | None
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The drafter networks of both passes; one network may serve both."""
+
+    first: DraftNetwork | None = None
+    second: DraftNetwork | None = None
+    first_name: str = "the first drafter"
+    second_name: str = "the second drafter"
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The target layers that the networks want the features of, in the first one's order."""
+        wanted = [tap for net in (self.first, self.second) if net for tap in net.config.taps]
+        return tuple(dict.fromkeys(wanted))
+
+    def drafter(self, policy: Policy, target: HFTarget, temperature: float = 0.0) -> Drafter:
+        """A fresh drafter for one sequence of `target`, whose taps hold all of `taps`.
+
+        `temperature` is the one the target's tokens will be drawn at.
+        """
+        proposers = self.proposers(target, temperature)
+        return build_drafter(policy, proposers.first, proposers.second)
+
+    def proposers(self, target: HFTarget, temperature: float = 0.0) -> Proposers:
+        """The networks bound to one sequence of `target`; one network gives one proposer."""
+        first = _proposer(self.first, target, temperature)
+        if self.second is self.first:
+            return Proposers(first, first)
+        return Proposers(first, _proposer(self.second, target, temperature))
+
+
+@dataclass(frozen=True)
+class UnboundDrafter:
+    """A policy and its networks, waiting for the target whose sequence they will draft."""
+
+    policy: Policy
+    networks: Networks
+    temperature: float = 0.0
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The target layers it wants the features of."""
+        return self.networks.taps
+
+    def at(self, temperature: float) -> UnboundDrafter:
+        """The same for the temperature that the target's tokens will be drawn at."""
+        return replace(self, temperature=temperature)
+
+    def __call__(self, target: HFTarget) -> Drafter:
+        """Raises ValueError when a network was made for another target."""
+        check_fit(self.networks, target)
+        return self.networks.drafter(self.policy, target, self.temperature)
+
+
+def load_drafter(
+    policy: str = "dual", first: str | Path | None = None, second: str | Path | None = None
+) -> UnboundDrafter:
+    """A drafting policy with the networks in folders or under hub ids, for `custom_generate`.
+
+    Without `second`, the first network serves both passes.
+    """
+    return UnboundDrafter(parse_policy(policy), load_networks(first, second))
+
+
+def check_fit(networks: Networks, target: HFTarget) -> None:
+    """Raises ValueError when a network was made for another target than this one."""
+    if networks.first is not None:
+        _check_network(networks.first, networks.first_name, target)
+    if networks.second is not None:
+        _check_network(networks.second, networks.second_name, target)
+
+
+def _check_network(network: DraftNetwork, name: str, target: HFTarget) -> None:
+    config = network.config
+    fix = "choose the drafter that was trained for this target"
+    if config.hidden_size != target.hidden_size:
+        raise ValueError(
+            f"{name} has hidden size {config.hidden_size}, the target {target.name} has "
+            f"{target.hidden_size}; {fix}"
+        )
+    if config.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"{name} knows {config.vocab_size} tokens, the target {target.name} knows "
+            f"{target.vocab_size}; {fix}"
+        )
+    if config.mask_token_id >= len(target.embed):
+        raise ValueError(
+            f"{name} masks with token {config.mask_token_id}, the target {target.name} embeds "
+            f"{len(target.embed)} tokens; {fix}"
+        )
+    if max(config.taps) >= target.num_layers:
+        raise ValueError(
+            f"{name} reads layer {max(config.taps)}, the target {target.name} has layers 0 to "
+            f"{target.num_layers - 1}; {fix}"
+        )
+
+
+def load_networks(first: str | Path | None, second: str | Path | None) -> Networks:
+    """The networks in folders or under hub ids; without `second` the first serves both passes."""
+    if first is None:
+        return Networks()
+    network = load_network(first)
+    names = f"the first drafter {str(first)!r}", f"the second drafter {str(second or first)!r}"
+    if second is None or Path(second) == Path(first):
+        return Networks(network, network, *names)
+    return Networks(network, load_network(second), *names)
+
+
+def _proposer(
+    network: DraftNetwork | None, target: HFTarget, temperature: float
+) -> NetworkProposer | None:
+    if network is None:
+        return None
+    network.to(device=target.device, dtype=target.dtype)
+    return NetworkProposer(network, target.embed, target.head, target.taps, temperature)
