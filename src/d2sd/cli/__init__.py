@@ -12,6 +12,7 @@ import typer
 from d2sd import __version__
 from d2sd.cli.bench import bench
 from d2sd.cli.chat import chat
+from d2sd.cli.export import export
 from d2sd.cli.generate import generate
 from d2sd.cli.trace import trace
 from d2sd.cli.train import train
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, trace, bench, verify, train):
+for command in (generate, chat, trace, bench, verify, train, export):
     app.command()(command)
 
 

@@ -20,7 +20,7 @@ NOT_USED = ("embed_tokens.", "lm_head.", "verifier_", "t2d")  # the target's, fr
 
 def load_network(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> DraftNetwork:
     """A drafter from a folder or from the hub. Raises ValueError in the user's words."""
-    folder = _folder(path_or_id)
+    folder = find_drafter(path_or_id)
     try:
         values = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
@@ -28,7 +28,7 @@ def load_network(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> 
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
     network = DraftNetwork(DraftConfig.from_json(values))
-    weights = _weights(folder)
+    weights = read_weights(folder)
     draft_ids = _draft_ids(weights, network.config)
     _fill(network, weights, folder)
     network.draft_ids = draft_ids
@@ -50,7 +50,8 @@ def save_network(network: DraftNetwork, folder: str | Path, config: dict[str, An
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _folder(path_or_id: str | Path) -> Path:
+def find_drafter(path_or_id: str | Path) -> Path:
+    """The drafter's folder, fetched from the hub if it is no path. ValueError if there is none."""
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder
@@ -66,7 +67,8 @@ def _folder(path_or_id: str | Path) -> Path:
         raise ValueError(f"the drafter {path_or_id} could not be fetched: {reason}") from None
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the folder's safetensors files, by name. ValueError if one is unreadable."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickled = [
