@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from d2sd.train.features import FeatureSource
-from d2sd.train.masking import VisiblePrefix, sample_anchors, slot_weights
+from d2sd.train.features import FeatureSource, Rows
+from d2sd.train.masking import VisiblePrefix, emitted_probs, sample_anchors, slot_weights
 
 PAD = 128
 """Contexts are padded to multiples of this, so that few shapes are compiled."""
@@ -71,30 +71,58 @@ def cut_blocks(
     """
     size = recipe.block_size
     lengths = [source.index.length(i) for i in sequences]
-    visible = torch.stack([recipe.prefix.draw(len(chosen), size, rng) for chosen in anchors])
+    read = source.read(sequences)
+    device = read[0].tokens.device
+    starts = torch.stack(list(anchors)).to(device)
+    slots = torch.arange(size, device=device)
+    positions = starts[..., None] + slots
+    last = torch.tensor(lengths, device=device)[:, None, None] - 1
+    held = _Held.at(positions.minimum(last), read)
+
+    def emitted() -> Tensor:
+        probs = held.emitted_probs(torch.tensor(source.index.draft_ids, device=device))
+        return probs.where(positions <= last, 1.0).flatten(0, 1).cpu()
+
+    visible = recipe.prefix.draw(starts.numel(), size, rng, emitted).view(starts.shape)
     weights = [
         slot_weights(chosen, count, length, size, recipe.weight_decay)
         for chosen, count, length in zip(anchors, visible, lengths, strict=True)
     ]
-    read = source.read(sequences)
-    device = read[0].tokens.device
-    starts, counts = torch.stack(list(anchors)).to(device), visible.to(device)
-    slots = torch.arange(size, device=device)
-    last = torch.tensor(lengths, device=device)[:, None, None] - 1
-    at = (starts[..., None] + slots).minimum(last)
-    sequence = torch.arange(len(sequences), device=device)[:, None, None]
-    labels = _padded([rows.tokens for rows in read])[sequence, at].long()
-    before = sequence, (at - 1).clamp_min(0)  # a token's candidates lie in the row before it
+    counts = visible.to(device)
     return BlockBatch(
         features=_padded([rows.features for rows in read]),
         anchors=starts,
         visible=counts,
-        ids=labels.masked_fill(slots >= counts[..., None], recipe.mask_token_id),
-        labels=labels,
-        soft_ids=_padded([rows.soft_ids for rows in read])[before].long(),
-        soft_probs=_padded([rows.soft_probs for rows in read])[before],
+        ids=held.labels.masked_fill(slots >= counts[..., None], recipe.mask_token_id),
+        labels=held.labels,
+        soft_ids=held.soft_ids,
+        soft_probs=held.soft_probs,
         weights=torch.stack(weights).to(device),
     )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What sequences hold at given positions: tokens, and the target's candidates for them."""
+
+    labels: Int[Tensor, "sequences blocks slots"]
+    soft_ids: Int[Tensor, "sequences blocks slots labels"]
+    soft_probs: Float[Tensor, "sequences blocks slots labels"]
+
+    @classmethod
+    def at(cls, positions: Int[Tensor, "sequences blocks slots"], read: Sequence[Rows]) -> _Held:
+        sequence = torch.arange(len(read), device=positions.device)[:, None, None]
+        before = sequence, (positions - 1).clamp_min(0)  # candidates lie in the row before
+        return cls(
+            labels=_padded([rows.tokens for rows in read])[sequence, positions].long(),
+            soft_ids=_padded([rows.soft_ids for rows in read])[before].long(),
+            soft_probs=_padded([rows.soft_probs for rows in read])[before],
+        )
+
+    def emitted_probs(
+        self, draft_ids: Int[Tensor, " draft_vocab"]
+    ) -> Float[Tensor, "sequences blocks slots"]:
+        return emitted_probs(draft_ids[self.soft_ids], self.soft_probs.float(), self.labels)
 
 
 def _padded(tensors: Sequence[Tensor]) -> Tensor:
