@@ -8,8 +8,9 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import Literal, cast
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,10 @@ def _token_ids(row: dict[str, object], name: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BufferedIOBase:
     try:
         if path.suffix == ".gz":
-            return cast(IO[bytes], gzip.open(path))
+            return cast(BufferedIOBase, gzip.open(path))
         return path.open("rb")
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None

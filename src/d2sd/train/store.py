@@ -173,7 +173,8 @@ def _finished_shards(folder: Path, count: int, origin: Origin) -> list[int]:
     """Those a killed run left whole. Raises ValueError when they are of something else."""
     finished = [shard for shard in range(count) if _shard_path(folder, shard).is_file()]
     for shard in finished:
-        _check_origin(folder, Origin(**_opened(_shard_path(folder, shard)).metadata()), origin)
+        made_from = json.loads(_opened(_shard_path(folder, shard)).metadata()["origin"])
+        _check_origin(folder, Origin(**made_from), origin)
     return finished
 
 
@@ -199,7 +200,8 @@ def _read_shard(
 def _write_shard(path: Path, tensors: dict[str, Tensor], origin: Origin) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
-    save_file(tensors, unfinished, asdict(origin))
+    # one entry, because safetensors writes several in any order
+    save_file(tensors, unfinished, {"origin": json.dumps(asdict(origin))})
     unfinished.replace(path)
 
 
