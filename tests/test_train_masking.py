@@ -120,8 +120,8 @@ def test_the_emitted_tokens_probability_is_found_among_the_labels_or_is_0():
 
 def test_laws_that_cannot_be_are_refused_by_name():
     for make in (TruncatedGeometric, lambda d: Mixture(0.5, d), Reanchored):
-        with pytest.raises(ValueError, match="prefix decay is 0; it must be above 0"):
-            make(0)
+        with pytest.raises(ValueError, match=r"prefix decay is 0\.0; it must be above 0"):
+            make(0.0)
     for make in (Mixture, lambda share: Reanchored(0.9, share)):
         with pytest.raises(ValueError, match=r"anchor share is 1\.5; it must be from 0 to 1"):
             make(1.5)
@@ -147,12 +147,12 @@ class OneSequence(FeatureSource):
 
 def test_blocks_are_cut_with_prefixes_that_end_at_the_doubtful_token():
     anchors = [torch.tensor([1, 2, 3]).repeat(50)]
-    recipe = BlockRecipe(5, 0, Reanchored(1.0), 4.0)
-    batch = cut_blocks(OneSequence(), [0], anchors, recipe, rng())
+    recipe = BlockRecipe(5, 0, Reanchored(1.0))
+    batch = cut_blocks(OneSequence(), [0], anchors, recipe, [rng()])
     last_visible = batch.anchors + batch.visible - 1
     assert (last_visible == OneSequence.doubtful).float().mean() > 0.95
     # from position 5 on all is sure, or past the end: the geometric law with decay 1
-    sure = cut_blocks(OneSequence(), [0], [torch.tensor([5] * 300)], recipe, rng())
+    sure = cut_blocks(OneSequence(), [0], [torch.tensor([5] * 300)], recipe, [rng()])
     assert torch.bincount(sure.visible[0], minlength=5)[2:].min() > 60
 
 

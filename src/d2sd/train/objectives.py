@@ -1,10 +1,8 @@
 """What a step of training minimises, by name: `parse_objective("decayed:tau=4,hard=0.5")`.
 
-    labels = SlotLabels(soft_ids[learned], soft_probs[learned], emitted[learned])
-    losses = slot_losses(hidden[learned], head, labels)
+    learned = batch.learned.flatten(0, 1)                # [blocks, slots]
+    losses = slot_losses(hidden[learned], head, labels)  # of these slots alone
     share = objective(BlockSlots.place(losses, learned))
-
-with `learned` [blocks, slots]: the masked slots that have a token to learn (`masking`).
 
 An objective gives a sum and the weight to divide it by. The loss of a step is Σ share.total /
 Σ share.weight, both sums over micro-batches and processes: as exact as one large batch.
