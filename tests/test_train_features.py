@@ -174,6 +174,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(tiny_llama, tmp_path):
         ({"taps": (0, 1)}, "taps"),
         ({"draft_ids": DRAFT_IDS[1:]}, "draft ids"),
         ({"model": {"initializer_range": 0.2}}, "target"),
+        ({"model": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e3}}}, "target"),
     ],
 )
 def test_features_of_something_else_are_refused(tiny_llama, tmp_path, finished, changed, words):
@@ -186,6 +187,14 @@ def test_features_of_something_else_are_refused(tiny_llama, tmp_path, finished, 
     with pytest.raises(ValueError, match=f"made from other {words}; choose another folder"):
         build(model, tmp_path, **changed)
     assert contents(tmp_path) == before
+
+
+def test_shards_cut_otherwise_are_not_mixed(tiny_llama, tmp_path, monkeypatch):
+    build(tiny_llama, tmp_path)
+    (tmp_path / "store.json").unlink()
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 2**20)
+    with pytest.raises(ValueError, match="made from other layout"):
+        build(tiny_llama, tmp_path)
 
 
 def test_a_finished_store_is_opened_without_a_pass(tmp_path, tiny_llama, monkeypatch):

@@ -46,6 +46,7 @@ class Origin:
     target: str
     taps: str
     draft_ids: str
+    layout: str
 
     def differences(self, other: Origin) -> list[str]:
         """In words, what differs."""
@@ -131,12 +132,16 @@ def build_store(
 def origin_of(
     model: Any, responses: Sequence[Response], taps: Sequence[int], draft_ids: Sequence[int]
 ) -> Origin:
-    """Digests of all that a store follows from; of the weights, 64 evenly spaced of each tensor."""
-    target = hashlib.sha256()
+    """Digests of all that a store follows from.
+
+    The target's is of its rotary parameters and of some 64 evenly spaced weights of each tensor.
+    """
+    rotary = getattr(model.config, "rope_parameters", None)
+    target = hashlib.sha256(json.dumps(rotary, sort_keys=True).encode())
     for name, weight in model.state_dict().items():
         target.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         sample = weight.flatten()[:: max(weight.numel() // 64, 1)]
-        target.update(str(sample.double().tolist()).encode())
+        target.update(str(sample.float().tolist()).encode())
     answers = hashlib.sha256()
     for response in responses:
         line = (response.prompt_ids, response.response_ids, response.temperature)
@@ -146,6 +151,7 @@ def origin_of(
         target=target.hexdigest(),
         taps=_digest(taps),
         draft_ids=_digest(draft_ids),
+        layout=_digest([SHARD_BYTES, PASS_TOKENS, SOFT]),  # shards of two layouts would not fit
     )
 
 
