@@ -60,17 +60,20 @@ class Sampling:
         return row[0]
 
 
-def filtered(logits: Float[Tensor, " vocab"], sampling: Sampling) -> Float[Tensor, " vocab"]:
+def filtered(
+    logits: Float[Tensor, "*rows vocab"], sampling: Sampling
+) -> Float[Tensor, "*rows vocab"]:
     """Probabilities after top-k, then top-p, then min-p (transformers' order and tie rules)."""
-    if 0 < sampling.top_k < logits.numel():
-        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        lowest = logits.topk(sampling.top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
     if sampling.top_p < 1:
         ascending, order = logits.sort()
         dropped = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        dropped[-1] = False  # at least one token stays
-        logits = logits.masked_fill(dropped.scatter(0, order, dropped), -torch.inf)
+        dropped[..., -1] = False  # at least one token stays
+        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
     probs = logits.softmax(-1)
     if sampling.min_p > 0:
-        probs = probs.masked_fill(probs < sampling.min_p * probs.max(), 0)
-        probs = probs / probs.sum()
+        probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0)
+        probs = probs / probs.sum(-1, keepdim=True)
     return probs
