@@ -14,6 +14,7 @@ from d2sd.cli.bench import bench
 from d2sd.cli.chat import chat
 from d2sd.cli.export import export
 from d2sd.cli.generate import generate
+from d2sd.cli.regenerate import regenerate
 from d2sd.cli.trace import trace
 from d2sd.cli.train import train
 from d2sd.cli.verify import verify
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, trace, bench, verify, train, export):
+for command in (generate, chat, trace, bench, verify, regenerate, train, export):
     app.command()(command)
 
 
