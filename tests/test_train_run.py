@@ -1,20 +1,25 @@
-"""Training as a whole on a tiny target: resume, export, and drafters that decode."""
+"""Training as a whole on a tiny target: stages, resume, export, and drafters that decode."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from answers import random_responses
 from d2sd.decode import decode
 from d2sd.drafters.checkpoint import load_network
 from d2sd.drafters.dual import DualDrafter
 from d2sd.drafters.proposer import NetworkProposer
 from d2sd.sampling import Sampling
 from d2sd.target.hf import HFTarget
-from d2sd.train.loop import Schedule
-from d2sd.train.recipes import Recipe, find_recipe
-from d2sd.train.responses import read_responses
-from d2sd.train.run import DrafterTraining
+from d2sd.train.features import OnlineFeatures
+from d2sd.train.material import Material, draft_vocabulary
+from d2sd.train.recipes import Recipe
+from d2sd.train.responses import Response
+from d2sd.train.run import Company, DrafterTraining
+from d2sd.train.schedule import Schedule
+from d2sd.train.settings import changed
 
 RECIPE = Recipe(
     taps=(0, 2),
@@ -25,39 +30,57 @@ RECIPE = Recipe(
     draft_vocab_size=90,
     first=Schedule(steps=6, warmup=1),
     second=Schedule(steps=4, warmup=1),
+    one=Schedule(steps=4, warmup=1),
     sequences_per_batch=4,
     anchors_per_sequence=6,
     validation=4,
     evaluate_every=3,
+    checkpoint_every=3,
 )
 
 
-def same(function, **options):
-    return function
-
-
-def quiet(*_):
-    return None
+class KilledError(Exception):
+    pass
 
 
 @pytest.fixture(scope="module")
-def responses(tiny_llama, tmp_path_factory):
-    path = tmp_path_factory.mktemp("responses") / "responses.jsonl"
+def responses(tiny_llama):
+    """The target's own greedy answers."""
+    found = []
     rng = torch.Generator().manual_seed(3)
-    rows = []
     for number in range(24):
         prompt = torch.randint(90, (1, 3 + number % 4), generator=rng)
         with torch.inference_mode():
             whole = tiny_llama.generate(prompt, max_new_tokens=9, do_sample=False)[0].tolist()
         count = prompt.shape[1]
-        rows.append({"prompt_ids": whole[:count], "response_ids": whole[count:], "temperature": 0})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+        found.append(Response(tuple(whole[:count]), tuple(whole[count:]), 0.0))
+    return found
 
 
-def training(tiny_llama, responses, folder, recipe=RECIPE):
-    folder.mkdir(exist_ok=True)
-    return DrafterTraining(recipe, tiny_llama, responses, folder, compiler=same)
+def training(tiny_llama, responses, folder, recipe=RECIPE, hear=None):
+    source = OnlineFeatures(tiny_llama, responses, recipe.taps, draft_vocabulary(recipe, responses))
+    material = Material(recipe, tiny_llama, responses, source)
+    return DrafterTraining(material, folder, Company(hear=hear) if hear else None)
+
+
+def killer(step, stage="first"):
+    """Listens, and ends the run at a step."""
+
+    def hear(moment):
+        if (moment.stage, moment.report.step) == (stage, step):
+            raise KilledError
+
+    return hear
+
+
+def log_of(folder):
+    lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    return [line for line in lines if "stage" in line]
+
+
+def same(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -65,42 +88,44 @@ def trained(tiny_llama, responses, tmp_path_factory):
     """Folder of a finished run: its work files, and the drafters in `out`."""
     folder = tmp_path_factory.mktemp("run")
     run = training(tiny_llama, responses, folder)
-    store = run.store(quiet)
-    first = run.train_first(store, quiet)
-    second = run.train_second(store, first, quiet)
-    run.export(store, {"first": first, "second": second}, folder / "out")
+    run.export(run.train("both"), folder / "out")
     return folder
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tiny_llama, responses, trained, tmp_path):
-    class KilledError(Exception):
-        pass
-
-    def killer(stage, report):
-        if report.step == 5:  # between the checkpoint at step 3 and the end
-            raise KilledError
-
-    broken = training(tiny_llama, responses, tmp_path / "run")
-    store = broken.store(quiet)
+@pytest.mark.parametrize(("stage", "step"), [("first", 2), ("first", 5), ("second", 2)])
+def test_a_killed_run_goes_on_to_the_same_drafters(
+    tiny_llama, responses, trained, tmp_path, stage, step
+):
     with pytest.raises(KilledError):
-        broken.train_first(store, killer)
+        training(tiny_llama, responses, tmp_path, hear=killer(step, stage)).train("both")
     heard = []
-    again = training(tiny_llama, responses, tmp_path / "run")
-    network = again.train_first(again.store(quiet), lambda stage, report: heard.append(report.step))
-    assert heard == [4, 5, 6]
-    undisturbed = training(tiny_llama, responses, trained)
-    wanted = undisturbed.train_first(undisturbed.store(quiet), quiet)
-    for ours, theirs in zip(network.parameters(), wanted.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    again = training(tiny_llama, responses, tmp_path, hear=heard.append)
+    again.export(again.train("both"), tmp_path / "out")
+    saved = {("first", 2): 0, ("first", 5): 3, ("second", 2): 0}[stage, step]
+    assert (heard[0].stage, heard[0].report.step) == (stage, saved + 1)
+    for name in ("first", "second"):
+        assert same(load_network(tmp_path / "out" / name), load_network(trained / "out" / name))
+    for ours, theirs in zip(log_of(tmp_path), log_of(trained), strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
-def test_the_curve_tells_what_was_seen_and_what_it_gave(trained):
-    lines = [json.loads(line) for line in (trained / "curve.jsonl").read_text().splitlines()]
+def test_the_log_tells_what_was_seen_and_what_it_gave(trained):
+    lines = log_of(trained)
     assert [(line["stage"], line["step"]) for line in lines] == [
         ("first", 3), ("first", 6), ("second", 3), ("second", 4),
     ]  # fmt: skip
     assert all(line["block"] >= 1 for line in lines)
     assert all(line["dual"] >= line["block"] for line in lines if line["stage"] == "second")
+    assert lines[0].keys() >= {"positions", "tokens", "seconds", "loss", "rate", "per_slot"}
+    start = json.loads((trained / "out" / "training.jsonl").read_text().splitlines()[0])
+    assert start["started"].keys() >= {"command", "commit", "versions", "seed", "device"}
+
+
+def test_the_recipe_lies_beside_the_drafters(trained):
+    values = json.loads((trained / "out" / "recipe.json").read_text())
+    assert values["first"]["steps"] == 6
+    assert values["taps"] == [0, 2]
+    assert values["responses"]["count"] == 24
 
 
 def test_trained_drafters_decode_losslessly_with_raw_features(tiny_llama, trained):
@@ -121,34 +146,102 @@ def test_trained_drafters_decode_losslessly_with_raw_features(tiny_llama, traine
 
 def test_export_folds_the_feature_scale_into_the_weights(tiny_llama, responses, trained):
     run = training(tiny_llama, responses, trained)
-    store = run.store(quiet)
-    network = run.train_first(store, quiet)  # finished already: loads the last checkpoint
+    network = run.train("first")["first"]  # finished already: loads the best weights
     shipped = load_network(trained / "out" / "first")
-    features = store.read([0])[0].features.float()
-    raw = features * store.scale
+    source = run.material.source
+    features = source.read([0])[0].features.float()
+    raw = features * source.scale
     ours = network.fc(features.flatten(1))
     torch.testing.assert_close(shipped.fc(raw.flatten(1)), ours, rtol=0.05, atol=0.05)
+    back = run.material.load(trained / "out" / "first")
+    torch.testing.assert_close(back.fc(features.flatten(1)), ours, rtol=0.05, atol=0.05)
 
 
 def test_learning_lowers_the_loss(tiny_llama, responses, tmp_path):
-    recipe = RECIPE.with_steps(90, None)
     losses = []
-    run = training(tiny_llama, responses, tmp_path / "run", recipe)
-    run.train_first(run.store(quiet), lambda stage, report: losses.append(report.loss))
+    run = training(
+        tiny_llama,
+        responses,
+        tmp_path,
+        changed(RECIPE, {"first.steps": 90, "evaluate_every": 90}),
+        lambda moment: losses.append(moment.report.loss),
+    )
+    run.train("first")
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [("{", "line 2: not a response"), ('{"prompt_ids": [1]}', "line 2: not a response")],
-)
-def test_a_broken_line_is_named(line, complaint, tmp_path):
-    path = tmp_path / "responses.jsonl"
-    path.write_text('{"prompt_ids": [1], "response_ids": [2, 3]}\n' + line + "\n")
-    with pytest.raises(ValueError, match=complaint):
-        read_responses(path)
+def test_one_network_for_both_passes_is_measured_with_both(tiny_llama, responses, tmp_path):
+    run = training(tiny_llama, responses, tmp_path)
+    networks = run.train("one")
+    run.export(networks, tmp_path / "out")
+    assert list(networks) == ["one"]
+    assert all(line["dual"] >= line["block"] for line in log_of(tmp_path))
+    assert load_network(tmp_path / "out" / "one").config.block_size == 4
 
 
-def test_an_unknown_recipe_is_refused_with_the_ones_there_are():
-    with pytest.raises(ValueError, match="no recipe 'x'; choose one of smollm2-135m"):
-        find_recipe("x")
+def test_a_second_drafter_wants_a_first_one(tiny_llama, responses, trained, tmp_path):
+    run = training(tiny_llama, responses, tmp_path)
+    with pytest.raises(ValueError, match="give one with --first FOLDER"):
+        run.train("second")
+    first = run.material.load(trained / "out" / "first")
+    run.train("second", first)
+    assert {line["stage"] for line in log_of(tmp_path)} == {"second"}
+
+
+def test_training_begins_at_the_drafter_it_is_given(tiny_llama, responses, trained, tmp_path):
+    still = changed(RECIPE, {"first.matrix_rate": 0, "first.vector_rate": 0})
+    run = training(tiny_llama, responses, tmp_path, still)
+    start = run.material.load(trained / "out" / "second")
+    assert same(run.train("first", start=start)["first"], start)
+    small = Material(replace(RECIPE, layers=1), tiny_llama, responses, run.material.source)
+    with pytest.raises(ValueError, match="2 layers of width 48 is no start for one of 1 of 48"):
+        small.copy_of(start)
+
+
+def test_a_drafter_that_reads_other_layers_is_refused(tiny_llama, responses, trained, tmp_path):
+    run = training(tiny_llama, responses, tmp_path, replace(RECIPE, block_size=5))
+    with pytest.raises(ValueError, match="has block_size 4, the recipe has 5"):
+        run.material.load(trained / "out" / "first")
+
+
+def test_the_best_weights_are_kept_not_the_last(tiny_llama, responses, tmp_path):
+    """A rate that ruins the network: what was measured before is exported."""
+    recipe = changed(RECIPE, {"first.steps": 30, "evaluate_every": 1, "first.matrix_rate": 0.3})
+    run = training(tiny_llama, responses, tmp_path, recipe)
+    kept = run.train("first")["first"]
+    lines = log_of(tmp_path)
+    best = max(lines, key=lambda line: line["block"])
+    assert best["block"] > lines[-1]["block"]
+    assert run.material.evaluator.acceptance(kept.bfloat16()).block == best["block"]
+
+
+def test_another_recipe_can_not_go_on(tiny_llama, responses, trained):
+    with pytest.raises(ValueError, match="anchors_per_sequence was 6 and is now 7"):
+        training(tiny_llama, responses, trained, replace(RECIPE, anchors_per_sequence=7))
+    with pytest.raises(ValueError, match=r"responses\.count was 24 and is now 23"):
+        training(tiny_llama, responses[1:], trained)
+
+
+def test_a_training_can_be_made_longer_but_not_shorter_than_it_is(tiny_llama, responses, tmp_path):
+    with pytest.raises(KilledError):
+        training(tiny_llama, responses, tmp_path, hear=killer(4)).train("first")
+    longer = changed(RECIPE, {"first.steps": 9})
+    training(tiny_llama, responses, tmp_path, longer).train("first")
+    assert [line["step"] for line in log_of(tmp_path)] == [3, 6, 9]
+    with pytest.raises(ValueError, match="has made 9 steps already, more than the 6"):
+        training(tiny_llama, responses, tmp_path).train("first")
+
+
+def test_without_held_out_answers_the_last_weights_are_kept(tiny_llama, tmp_path):
+    sampled = [response for response in random_responses(24) if response.temperature]
+    networks = training(tiny_llama, sampled, tmp_path).train("first")
+    assert log_of(tmp_path)[-1].keys() >= {"loss"}
+    assert networks["first"].fc.weight.isfinite().all()
+
+
+def test_the_average_is_what_is_measured_and_exported(tiny_llama, responses, tmp_path):
+    run = training(tiny_llama, responses, tmp_path, replace(RECIPE, ema=0.9))
+    averaged = run.train("first")["first"]
+    plain = training(tiny_llama, responses, tmp_path / "plain").train("first")["first"]
+    assert not same(averaged, plain)
+    torch.testing.assert_close(averaged.fc.weight, plain.fc.weight, rtol=0, atol=0.05)

@@ -39,7 +39,7 @@ with torch.inference_mode():
         chain = evaluator._chain(first, sequence)
         accepted = leading_matches(chain.tokens, chain.batch)
         for slot in range(chain.tokens.shape[1]):
-            reached = (accepted >= slot) & (chain.batch.weights[0, :, slot + 1] > 0)
+            reached = (accepted >= slot) & chain.batch.learned[0, :, slot + 1]
             confidence.append(chain.confidence[reached, slot])
             right.append(accepted[reached] > slot)
 counts = Counter(token for response in responses for token in response.response_ids)

@@ -1,123 +1,170 @@
-"""`d2sd train`: both drafters for a target, from its responses."""
+"""`d2sd train`: a target's drafters, from its responses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from d2sd.cli.options import grouped, option
+from d2sd.cli.options import MODEL, grouped, option
 
-if TYPE_CHECKING:
-    from d2sd.train.loop import StepReport
-    from d2sd.train.run import Listener
-
-TRAINING = "Training"
+TRAINING, RECIPE, DATA = "Training", "Recipe", "Data"
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What is trained on, for how long, and where everything goes."""
+    """What is trained, from where, and where everything goes."""
 
     out: Annotated[
-        Path, option("--out", TRAINING, "Where the drafters go: OUT/first, OUT/second.", "OUT")
+        Path,
+        option("--out", TRAINING, "Where the drafters go, each in a folder of its name.", "OUT"),
     ]
     work: Annotated[
         Path,
         option(
             "--work",
             TRAINING,
-            "Features, checkpoints and the learning curve; a killed run goes on from there.",
+            "Checkpoints and the log; a killed run goes on from there with the same command.",
             "WORK",
         ),
     ] = Path("runs/train")
-    model: Annotated[str, option("--model", TRAINING, "The target.", "M")] = "smollm2-135m"
-    recipe: Annotated[str, option("--recipe", TRAINING, "Shape and schedule.", "NAME")] = (
-        "smollm2-135m"
-    )
-    first_steps: Annotated[
-        int | None, option("--first-steps", TRAINING, "Steps of the first drafter.", "N")
+    stage: Annotated[
+        str,
+        option(
+            "--stage",
+            TRAINING,
+            "first, second, both (one after the other), or one: a drafter for both passes.",
+            "STAGE",
+        ),
+    ] = "both"
+    first: Annotated[
+        str | None,
+        option(
+            "--first",
+            TRAINING,
+            "The first drafter that --stage second works with. Default: the one in WORK.",
+            "PATH|ID",
+        ),
     ] = None
-    second_steps: Annotated[
-        int | None, option("--second-steps", TRAINING, "Steps of the second drafter.", "N")
+    start: Annotated[
+        str | None,
+        option(
+            "--start",
+            TRAINING,
+            "Begin with this drafter's weights. Default: the target's last layers; the second "
+            "drafter begins with the first.",
+            "PATH|ID",
+        ),
     ] = None
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Shape and schedule: a recipe by name, changed by a file, changed by --set."""
+
+    recipe: Annotated[
+        str | None,
+        option(
+            "--recipe",
+            RECIPE,
+            "default (any target) or smollm2-135m. Default: the one of the target's name.",
+            "NAME",
+        ),
+    ] = None
+    config: Annotated[
+        Path | None,
+        option("--config", RECIPE, "A YAML file of settings that the recipe gets.", "FILE.yaml"),
+    ] = None
+    changes: Annotated[
+        list[str],
+        option(
+            "--set",
+            RECIPE,
+            "One more setting, such as first.steps=2000; may be given again. A name that doesn't "
+            "exist lists the ones that do.",
+            "NAME=VALUE",
+        ),
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How responses are read."""
+
+    features: Annotated[
+        str,
+        option(
+            "--features",
+            DATA,
+            "online: a pass of the target for every batch; stored: on disk in WORK, read often.",
+            "HOW",
+        ),
+    ] = "online"
+    broken: Annotated[
+        str,
+        option("--broken", DATA, "What a broken line does: stop, or skip with a note.", "DO"),
+    ] = "stop"
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """Which target, and where it runs."""
+
+    model: Annotated[
+        str,
+        option("--model", MODEL, "The target: a name, a folder, or a Hugging Face id.", "M"),
+    ] = "smollm2-135m"
+    device: Annotated[
+        str, option("--device", MODEL, "cpu, cuda, or auto: the GPU where there is one.", "NAME")
+    ] = "auto"
     threads: Annotated[
-        int | None, option("--threads", TRAINING, "CPU threads; all cores if not given.", "N")
+        int | None, option("--threads", MODEL, "CPU threads; all cores if not given.", "N")
     ] = None
 
 
 @grouped
 def train(
     responses: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            help="The target's answers: JSONL (or .jsonl.gz) with prompt_ids, response_ids and "
-            "temperature a line.",
+            help="The target's answers, as d2sd regenerate writes them: JSONL (or .jsonl.gz) with "
+            "prompt_ids, response_ids and temperature a line.",
         ),
     ],
     options: TrainingOptions,
+    recipe: RecipeOptions,
+    data: DataOptions,
+    place: PlaceOptions,
 ) -> None:
-    """Train both drafters for a target and write them, ready to decode with.
+    """Train drafters for a target and write them, ready to decode with.
 
-    The second drafter starts from the first one's weights. WORK/curve.jsonl grows with the
-    acceptance length on held-out answers.
+    WORK/training.jsonl grows with the acceptance length on held-out answers; the weights with the
+    highest one are exported. Several processes, as accelerate launch or torchrun start them, share
+    each batch: accelerate launch -m d2sd.cli train …
     """
-    import torch
-
+    from d2sd.cli.progress import training_meter
     from d2sd.cli.terminal import note
-    from d2sd.models.resolve import resolve
-    from d2sd.target.load import load_model
-    from d2sd.train.recipes import find_recipe
-    from d2sd.train.run import DrafterTraining
+    from d2sd.cli.training import joined, prepared
+    from d2sd.train.run import Company, DrafterTraining
 
-    recipe = find_recipe(options.recipe).with_steps(options.first_steps, options.second_steps)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    target = load_model(resolve(options.model, note), torch.bfloat16).eval()
-    run = DrafterTraining(recipe, target, responses, options.work)
-    with _bar("features of the target") as move:
-        store = run.store(move)
-    with _training_bar("first drafter", recipe.first.steps) as hear:
-        first = run.train_first(store, hear)
-    with _training_bar("second drafter", recipe.second.steps) as hear:
-        second = run.train_second(store, first, hear)
-    run.export(store, {"first": first, "second": second}, options.out)
-    note(
-        f"wrote {options.out / 'first'} and {options.out / 'second'}; try: d2sd generate PROMPT "
-        f"--drafter {options.out / 'first'} --second-drafter {options.out / 'second'}"
-    )
+    with joined(place) as target:
+        material, drafters = prepared(responses, options, recipe, data, target)
+        with training_meter(target.processes.is_first) as hear:
+            company = Company(target.processes, hear, target.tell)
+            training = DrafterTraining(material, options.work, company)
+            networks = training.train(options.stage, drafters.first, drafters.start)
+        training.export(networks, options.out)
+        if target.processes.is_first:
+            note(_farewell(options.out, list(networks)))
 
 
-@contextmanager
-def _bar(words: str) -> Iterator[Callable[..., None]]:
-    """A bar on standard error with the time left; call it with `completed`, `total`, `words`."""
-    from rich.progress import Progress, TimeRemainingColumn
-
-    from d2sd.cli.terminal import notes
-
-    columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
-    with Progress(*columns, console=notes) as progress:
-        task = progress.add_task(words, total=None)
-
-        def move(completed: int, total: int, words: str = words) -> None:
-            progress.update(task, completed=completed, total=total, description=words)
-
-        yield move
-
-
-@contextmanager
-def _training_bar(words: str, steps: int) -> Iterator[Listener]:
-    """The same, with the loss smoothed over some fifty steps."""
-    smooth: float | None = None
-    with _bar(words) as move:
-
-        def hear(stage: str, done: StepReport) -> None:
-            nonlocal smooth
-            smooth = done.loss if smooth is None else 0.98 * smooth + 0.02 * done.loss
-            move(done.step, steps, f"{words}, loss {smooth:.3f}")
-
-        yield hear
+def _farewell(out: Path, names: list[str]) -> str:
+    """What was written, and how to try it."""
+    folders = [str(out / name) for name in names]
+    flags = ["--second-drafter" if name == "second" else "--drafter" for name in names]
+    given = " ".join(f"{flag} {folder}" for flag, folder in zip(flags, folders, strict=True))
+    if names == ["second"]:
+        given = f"--drafter FIRST {given}"
+    return f"wrote {' and '.join(folders)}; try: d2sd generate PROMPT {given}"

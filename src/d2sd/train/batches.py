@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from d2sd.train.features import FeatureSource, Rows
-from d2sd.train.masking import VisiblePrefix, emitted_probs, sample_anchors, slot_weights
+from d2sd.train.masking import (
+    EmittedProbs,
+    VisiblePrefix,
+    emitted_probs,
+    learned_slots,
+    sample_anchors,
+)
 
 PAD = 128
 """Contexts are padded to multiples of this, so that few shapes are compiled."""
@@ -22,7 +29,7 @@ class BlockBatch:
 
     The first `visible` slots of a block hold tokens, the rest of `ids` is the mask token; `labels`
     are the tokens everywhere, `soft_ids` and `soft_probs` the target's own candidates for them (see
-    `Rows`). Slots of weight 0 are visible or past the sequence's end.
+    `Rows`). Slots that are not `learned` are visible or past the sequence's end.
     """
 
     features: Float[Tensor, "sequences rows taps hidden"]
@@ -32,7 +39,7 @@ class BlockBatch:
     labels: Int[Tensor, "sequences blocks slots"]
     soft_ids: Int[Tensor, "sequences blocks slots labels"]
     soft_probs: Float[Tensor, "sequences blocks slots labels"]
-    weights: Float[Tensor, "sequences blocks slots"]
+    learned: Bool[Tensor, "sequences blocks slots"]
 
     @property
     def hidden_rows(self) -> Bool[Tensor, "sequences blocks rows"]:
@@ -48,13 +55,11 @@ class BlockBatch:
 
 @dataclass(frozen=True)
 class BlockRecipe:
-    """How blocks are cut: their size, what is visible, how slots are weighed."""
+    """How blocks are cut: their size, what stands in masked slots, what is visible."""
 
     block_size: int
     mask_token_id: int
     prefix: VisiblePrefix
-    weight_decay: float
-    """Slots over which a slot's weight falls by e."""
 
 
 def cut_blocks(
@@ -62,12 +67,12 @@ def cut_blocks(
     sequences: Sequence[int],
     anchors: Sequence[Int[Tensor, " blocks"]],
     recipe: BlockRecipe,
-    rng: torch.Generator,
+    rngs: Sequence[torch.Generator],
 ) -> BlockBatch:
     """Blocks at the given anchors of each sequence, on the source's device.
 
-    Contexts are padded on the right. `anchors` and `rng` are the CPU's: what is drawn is the same
-    on every device.
+    Contexts are padded on the right. `anchors` and `rngs`, one a sequence, are the CPU's: what is
+    drawn for a sequence is the same on every device and beside any others.
     """
     size = recipe.block_size
     lengths = [source.index.length(i) for i in sequences]
@@ -79,13 +84,19 @@ def cut_blocks(
     last = torch.tensor(lengths, device=device)[:, None, None] - 1
     held = _Held.at(positions.minimum(last), read)
 
+    @cache
     def emitted() -> Tensor:
         probs = held.emitted_probs(torch.tensor(source.index.draft_ids, device=device))
-        return probs.where(positions <= last, 1.0).flatten(0, 1).cpu()
+        return probs.where(positions <= last, 1.0).cpu()
 
-    visible = recipe.prefix.draw(starts.numel(), size, rng, emitted).view(starts.shape)
-    weights = [
-        slot_weights(chosen, count, length, size, recipe.weight_decay)
+    visible = torch.stack(
+        [
+            recipe.prefix.draw(len(chosen), size, rng, partial(_row_of, emitted, row))
+            for row, (chosen, rng) in enumerate(zip(anchors, rngs, strict=True))
+        ]
+    )
+    learned = [
+        learned_slots(chosen, count, length, size)
         for chosen, count, length in zip(anchors, visible, lengths, strict=True)
     ]
     counts = visible.to(device)
@@ -97,7 +108,7 @@ def cut_blocks(
         labels=held.labels,
         soft_ids=held.soft_ids,
         soft_probs=held.soft_probs,
-        weights=torch.stack(weights).to(device),
+        learned=torch.stack(learned).to(device),
     )
 
 
@@ -125,12 +136,17 @@ class _Held:
         return emitted_probs(draft_ids[self.soft_ids], self.soft_probs.float(), self.labels)
 
 
+def _row_of(emitted: EmittedProbs, row: int) -> Tensor:
+    return emitted()[row]
+
+
 def _padded(tensors: Sequence[Tensor]) -> Tensor:
     """Stacked with zeros on the right, up to a multiple of `PAD` rows."""
     rows = -(-max(map(len, tensors)) // PAD) * PAD
-    stacked = tensors[0].new_zeros(len(tensors), rows, *tensors[0].shape[1:])
+    stacked = tensors[0].new_empty(len(tensors), rows, *tensors[0].shape[1:])
     for row, tensor in enumerate(tensors):
         stacked[row, : len(tensor)] = tensor
+        stacked[row, len(tensor) :] = 0
     return stacked
 
 
@@ -144,21 +160,34 @@ class BlockSampler:
     sequences_per_batch: int = 16
     anchors_per_sequence: int = 64
     seed: int = 0
+    _epochs: dict[int, list[list[int]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def batches_per_epoch(self) -> int:
         return max(len(self.sequences) // self.sequences_per_batch, 1)
 
-    def batch(self, step: int) -> BlockBatch:
+    def sequences_of(self, step: int) -> list[int]:
+        """The sequences of a step's batch."""
         epoch, number = divmod(step, self.batches_per_epoch)
-        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        sequences = self._epoch(epoch)[number]
+        if epoch not in self._epochs:
+            self._epochs.clear()
+            self._epochs[epoch] = self._epoch(epoch)
+        return self._epochs[epoch][number]
+
+    def batch(self, step: int, part: range | None = None) -> BlockBatch:
+        """A step's batch, or the blocks of its `part` of the sequences: equal in any partition."""
+        sequences = self.sequences_of(step)
+        first = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        seeds = torch.randint(2**62, (len(sequences),), generator=first).tolist()
+        wanted = range(len(sequences)) if part is None else part
+        chosen = [sequences[i] for i in wanted]
+        rngs = [torch.Generator().manual_seed(seeds[i]) for i in wanted]
         index = self.source.index
         anchors = [
             sample_anchors(index.prompts[i], index.length(i), self.anchors_per_sequence, rng)
-            for i in sequences
+            for i, rng in zip(chosen, rngs, strict=True)
         ]
-        return cut_blocks(self.source, sequences, anchors, self.recipe, rng)
+        return cut_blocks(self.source, chosen, anchors, self.recipe, rngs)
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         """All sequences once, shuffled, those of like length together.

@@ -65,17 +65,17 @@ class Evaluator:
     def temperatures(self, network: DraftNetwork, prefix: VisiblePrefix) -> tuple[float, ...]:
         """Fitted temperature by distance from the last visible slot (see `calibrate`)."""
         config = network.config
-        recipe = BlockRecipe(config.block_size, config.mask_token_id, prefix, 1.0)
+        recipe = BlockRecipe(config.block_size, config.mask_token_id, prefix)
         rng = torch.Generator().manual_seed(0)
         assert network.draft_ids is not None
         draft_id = torch.full((config.vocab_size,), -1)
         draft_id[network.draft_ids.cpu()] = torch.arange(len(network.draft_ids))
         groups = []
         for sequence in self.sequences:
-            batch = cut_blocks(self.source, [sequence], [self._anchors(sequence)], recipe, rng)
+            batch = cut_blocks(self.source, [sequence], [self._anchors(sequence)], recipe, [rng])
             labels = draft_id[batch.labels[0, :, 1:].cpu()]
             logits = self._logits(network, batch, batch.ids).cpu()
-            known = (batch.weights[0, :, 1:] > 0).cpu()
+            known = batch.learned[0, :, 1:].cpu()
             groups.append(by_distance(logits, labels, batch.visible[0].cpu(), known))
         return fit_temperatures(groups)
 
@@ -86,9 +86,9 @@ class Evaluator:
 
     def _chain(self, network: DraftNetwork, sequence: int) -> Chain:
         config = network.config
-        recipe = BlockRecipe(config.block_size, config.mask_token_id, AnchorOnly(), 1.0)
+        recipe = BlockRecipe(config.block_size, config.mask_token_id, AnchorOnly())
         anchors = self._anchors(sequence)
-        batch = cut_blocks(self.source, [sequence], [anchors], recipe, torch.Generator())
+        batch = cut_blocks(self.source, [sequence], [anchors], recipe, [torch.Generator()])
         confidence, index = self._logits(network, batch, batch.ids).softmax(-1).max(-1)
         assert network.draft_ids is not None
         return Chain(batch, network.draft_ids[index], confidence)
@@ -135,7 +135,7 @@ def leading_matches(
     tokens: Int[Tensor, "blocks drafted"], batch: BlockBatch
 ) -> Int[Tensor, " blocks"]:
     """How many drafted tokens the target would have accepted; none past the answer's end."""
-    right = (tokens == batch.labels[0, :, 1:]) & (batch.weights[0, :, 1:] > 0)
+    right = (tokens == batch.labels[0, :, 1:]) & batch.learned[0, :, 1:]
     return right.long().cumprod(-1).sum(-1)
 
 
@@ -157,7 +157,7 @@ def per_slot_rates(
 ) -> tuple[float, ...]:
     drafted = chains[0].tokens.shape[-1] if chains else 0
     counts = torch.cat(list(accepted)) if chains else torch.zeros(0)
-    known = torch.cat([c.batch.weights[0, :, 1:] > 0 for c in chains]) if chains else None
+    known = torch.cat([c.batch.learned[0, :, 1:] for c in chains]) if chains else None
     rates = []
     for slot in range(drafted):
         assert known is not None

@@ -1,51 +1,48 @@
-"""One training loop for both drafters: step, evaluate, checkpoint, resume."""
+"""One training loop for every drafter: step, checkpoint, resume."""
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from d2sd.drafters.network import DraftNetwork
 from d2sd.train.attention import use_fast_attention
 from d2sd.train.batches import BlockBatch, BlockSampler
-from d2sd.train.loss import log_partition, soft_cross_entropy
-
-Compiler = Callable[..., Callable[..., Any]]
-"""`torch.compile`, or anything that returns an equal function."""
+from d2sd.train.checkpoints import read_checkpoint, write_checkpoint
+from d2sd.train.compiling import Compiler
+from d2sd.train.ema import Average
+from d2sd.train.loss import SlotLabels, log_partition, slot_losses
+from d2sd.train.objectives import BlockSlots, Share, parse_objective
+from d2sd.train.parallel import Alone, Processes, part
+from d2sd.train.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Steps and learning rates.
+class TargetEnds:
+    """The target's frozen embedding, and the draft vocabulary's rows of its output head."""
 
-    Both rates rise over `warmup` steps, stay, and fall to 0 in a straight line over the last
-    `cooldown` share of the steps. While they stay, `steps` can still be changed by resuming.
-    """
+    embedding: Float[Tensor, "vocab hidden"]
+    head: Float[Tensor, "draft_vocab hidden"]
 
-    steps: int
-    matrix_rate: float = 2e-3
-    """Muon's rate for matrices, on the scale of AdamW's (update RMS matched)."""
-    vector_rate: float = 1e-3
-    """AdamW's rate for norms."""
-    warmup: int = 50
-    cooldown: float = 0.3
-    clip: float = 1.0
-    hard_share: float = 0.5
-    """Weight of the emitted token against the target's whole distribution, as labels."""
 
-    def factor(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        return min(1.0, (self.steps - step) / max(self.cooldown * self.steps, 1))
+@dataclass(frozen=True)
+class Setup:
+    """How steps are made. None of it changes what a step is, but for rounding, except `ema`."""
+
+    accumulate: int = 1
+    """Micro-batches of a process in each step."""
+    ema: float = 0.0
+    """Decay of the averaged weights; 0: no average."""
+    dtype: torch.dtype = torch.bfloat16
+    """Of the passes; the masters are float32."""
+    compiler: Compiler = torch.compile
+    processes: Processes = field(default_factory=Alone)
 
 
 @dataclass(frozen=True)
@@ -56,147 +53,181 @@ class StepReport:
     loss: float
     positions: int
     """Masked slots learned from so far."""
+    tokens: int
+    """Tokens of responses read so far, prompts and repeats counted."""
+    rate: float
+    """Learning rate of the matrices in this step."""
 
 
 class Trainer:
-    """Trains `network` in place of float32 masters; the passes run in bfloat16.
+    """Trains `network` in place: float32 masters of a copy that makes the passes.
 
-    `embedding` and `head` are the target's, frozen; `head` holds the draft vocabulary's rows.
+    A step is the same whatever number of micro-batches and processes it is cut into.
     """
 
     def __init__(
         self,
         network: DraftNetwork,
-        embedding: Float[Tensor, "vocab hidden"],
-        head: Float[Tensor, "draft_vocab hidden"],
+        ends: TargetEnds,
         sampler: BlockSampler,
         schedule: Schedule,
-        compiler: Compiler = torch.compile,
+        setup: Setup,
     ) -> None:
         assert network.draft_ids is not None
         self.network = network.float().requires_grad_(True).train()
-        self.sampler = sampler
-        self.schedule = schedule
-        self.step = 0
-        self.positions = 0
-        self._working = copy.deepcopy(network).bfloat16()
+        self.sampler, self.schedule = sampler, schedule
+        self.step = self.positions = self.tokens = 0
+        self._setup = setup
+        self._average = Average(network, setup.ema) if setup.ema else None
+        self._working = copy.deepcopy(network).to(setup.dtype)
         use_fast_attention(self._working)
-        self._embedding = embedding.bfloat16()
-        self._head = head.bfloat16().contiguous()
-        self._draft_id = torch.full((len(embedding),), -1)
-        self._draft_id[network.draft_ids] = torch.arange(len(head))
-        self._optimizers = _optimizers(self.network)
-        self._forward = compiler(self._hidden)
-        self._partition = compiler(log_partition)
+        self._embedding = ends.embedding.to(setup.dtype)
+        self._head = ends.head.to(setup.dtype).contiguous()
+        self._draft_id = _places(network.draft_ids, len(ends.embedding))
+        self._objective = parse_objective(schedule.objective)
+        self._optimizers = _optimizers(network)
+        self._forward = setup.compiler(self._hidden)
+        self._partition = setup.compiler(log_partition)
 
     @property
     def finished(self) -> bool:
         return self.step >= self.schedule.steps
 
-    def run(self, report: Callable[[StepReport], None], until: int | None = None) -> None:
-        """Train to the end of the schedule, or to step `until`."""
-        until = min(until or self.schedule.steps, self.schedule.steps)
-        while self.step < until:
-            report(self._step(self.sampler.batch(self.step)))
+    @property
+    def measured(self) -> DraftNetwork:
+        """The weights to measure and to ship: the averaged ones where there are any."""
+        return self._average.network if self._average else self.network
 
-    def _step(self, batch: BlockBatch) -> StepReport:
-        with torch.no_grad():
-            for working, master in zip(*self._parameters(), strict=True):
-                working.copy_(master)
-        loss = self._loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for working, master in zip(*self._parameters(), strict=True):
-            assert working.grad is not None
-            master.grad, working.grad = working.grad.float(), None
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip)
-        rates = (self.schedule.matrix_rate, self.schedule.vector_rate)
+    def advance(self) -> StepReport:
+        """One step of the optimizers, on one batch over all processes."""
+        self._refresh()
+        total, weight, positions, tokens = self._gradients()
+        torch.nn.utils.clip_grad_norm_(self._masters(), self.schedule.clip)
+        rates = self.schedule.rates(self.step)
         for optimizer, rate in zip(self._optimizers, rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * self.schedule.factor(self.step)
+                group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.positions += int((batch.weights > 0).sum())
-        return StepReport(self.step, loss.item(), self.positions)
+        if self._average:
+            self._average.follow(self.network, self.step)
+        self.positions += int(positions)
+        self.tokens += int(tokens)
+        return StepReport(self.step, total / weight, self.positions, self.tokens, rates[0])
 
-    def _parameters(self) -> tuple[list[Tensor], list[Tensor]]:
-        return list(self._working.parameters()), list(self.network.parameters())
+    def _gradients(self) -> tuple[float, float, float, float]:
+        """Leave in the masters the gradient of Σ total / Σ weight over all micro-batches.
 
-    def _loss(self, batch: BlockBatch) -> Tensor:
+        Returns Σ total, Σ weight, positions learned from and tokens read.
+        """
+        device = self._head.device
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        for sequences in self._parts():
+            batch = self.sampler.batch(self.step, sequences)
+            share = self._share(batch)
+            share.total.backward()  # type: ignore[no-untyped-call]
+            self._collect()
+            counts = torch.stack([share.total.detach(), share.weight, batch.learned.sum()])
+            sums[:3] += counts.double()
+            sums[3] += self._tokens(sequences)
+        gradients = [_gradient(master) for master in self._masters()]
+        self._setup.processes.add([*gradients, sums])
+        torch._foreach_div_(gradients, sums[1].float())
+        total, weight, positions, tokens = sums.tolist()
+        return total, weight, positions, tokens
+
+    def _parts(self) -> Iterator[range]:
+        """This process's micro-batches, as places in the step's batch; none is empty."""
+        mine = self._setup.processes.share(len(self.sampler.sequences_of(self.step)))
+        for number in range(self._setup.accumulate):
+            sequences = part(mine, number, self._setup.accumulate)
+            if sequences:
+                yield sequences
+
+    def _tokens(self, sequences: range) -> int:
+        chosen = self.sampler.sequences_of(self.step)
+        return sum(self.sampler.source.index.length(chosen[i]) for i in sequences)
+
+    def _share(self, batch: BlockBatch) -> Share:
+        """This micro-batch's share of the step's loss."""
         hidden = self._forward(
-            batch.features, self._embedding[batch.ids], batch.positions, batch.hidden_rows
+            batch.features.to(self._setup.dtype),
+            self._embedding[batch.ids],
+            batch.positions,
+            batch.hidden_rows,
         )
-        used = batch.weights > 0
-        ids, probs = self._labels(
-            batch.labels[used], batch.soft_ids[used], batch.soft_probs[used].float()
+        learned = batch.learned
+        labels = SlotLabels(
+            batch.soft_ids[learned],
+            batch.soft_probs[learned],
+            self._draft_id[batch.labels[learned]],
         )
-        return soft_cross_entropy(
-            hidden[used], self._head, ids, probs, batch.weights[used], self._partition
-        )
+        losses = slot_losses(hidden[learned], self._head, labels, self._partition)
+        return self._objective(BlockSlots.place(losses, learned.flatten(0, 1)))
 
     def _hidden(
         self, features: Tensor, embeds: Tensor, positions: Tensor, hidden_rows: Tensor
     ) -> Tensor:
-        rows = torch.arange(features.shape[1])[None].expand(features.shape[:2])
-        context = self._working.read(features, rows)
+        rows = torch.arange(features.shape[1], device=features.device)
+        context = self._working.read(features, rows[None].expand(features.shape[:2]))
         return self._working(embeds, positions, context, hidden_rows)
 
-    def _labels(self, tokens: Tensor, soft_ids: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
-        """The target's candidates for each slot and, in the last column, the emitted token."""
-        share = self.schedule.hard_share
-        soft = soft / soft.sum(-1, keepdim=True) * (1 - share)
-        emitted = self._draft_id[tokens]
-        hard = torch.where(emitted >= 0, share, 0.0)
-        ids = torch.cat([soft_ids, emitted.clamp_min(0)[:, None]], -1)
-        return ids, torch.cat([soft, hard[:, None]], -1)
+    def _masters(self) -> list[Tensor]:
+        return list(self.network.parameters())
 
-    def save(self, folder: str | Path) -> None:
-        """A checkpoint from which training goes on bit for bit; the old one lives until it is."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        for number, optimizer in enumerate(self._optimizers):
-            for index, values in optimizer.state_dict()["state"].items():
-                for key, value in values.items():
-                    state[f"optimizer.{number}.{index}.{key}"] = torch.as_tensor(value)
-        unfinished = folder / "checkpoint.part"
-        metadata = {
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Round the masters into the working copy."""
+        torch._foreach_copy_(list(self._working.parameters()), self._masters())
+
+    def _collect(self) -> None:
+        """Add the working copy's gradients to the masters', in float32."""
+        for working, master in zip(self._working.parameters(), self._masters(), strict=True):
+            assert working.grad is not None
+            if master.grad is None:
+                master.grad = working.grad.float()
+            else:
+                master.grad += working.grad
+            working.grad = None
+
+    def save(self, folder: Path, facts: Mapping[str, str]) -> None:
+        """A checkpoint from which training goes on bit for bit; `facts` are kept with it."""
+        facts = {
+            **facts,
             "step": str(self.step),
             "positions": str(self.positions),
-            "schedule": json.dumps(asdict(self.schedule)),
+            "tokens": str(self.tokens),
         }
-        save_file({k: v.contiguous() for k, v in state.items()}, unfinished, metadata)
-        unfinished.replace(folder / "checkpoint.safetensors")
+        path = folder / "checkpoint.safetensors"
+        write_checkpoint(path, self._networks(), self._optimizers, facts)
 
-    def resume(self, folder: str | Path) -> bool:
-        """Go on from the checkpoint in `folder`; False when there is none."""
-        path = Path(folder) / "checkpoint.safetensors"
-        if not path.is_file():
-            return False
-        from safetensors import safe_open
+    def resume(self, folder: Path) -> dict[str, str] | None:
+        """Go on from the checkpoint in `folder` and return its facts; None when there is none."""
+        path = folder / "checkpoint.safetensors"
+        facts = read_checkpoint(path, self._networks(), self._optimizers)
+        if facts is not None:
+            self.step, self.positions = int(facts["step"]), int(facts["positions"])
+            self.tokens = int(facts["tokens"])
+        return facts
 
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        self.step, self.positions = int(metadata["step"]), int(metadata["positions"])
-        state = load_file(path)
-        prefix = "network."
-        self.network.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        )
-        for number, optimizer in enumerate(self._optimizers):
-            whole = optimizer.state_dict()
-            whole["state"] = _nested(state, f"optimizer.{number}.")
-            optimizer.load_state_dict(whole)
-        return True
+    def _networks(self) -> dict[str, DraftNetwork]:
+        averaged = {"average": self._average.network} if self._average else {}
+        return {"network": self.network, **averaged}
 
 
-def _nested(state: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
-    nested: dict[int, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        if name.startswith(prefix):
-            index, key = name.removeprefix(prefix).split(".")
-            nested.setdefault(int(index), {})[key] = value
-    return nested
+def _gradient(master: Tensor) -> Tensor:
+    """The gradient; zeros for a process that had no part in the step."""
+    if master.grad is None:
+        master.grad = torch.zeros_like(master)
+    return master.grad
+
+
+def _places(draft_ids: Tensor, vocab_size: int) -> Tensor:
+    """For every token its draft id, -1 for those outside the draft vocabulary."""
+    places = torch.full((vocab_size,), -1, device=draft_ids.device)
+    places[draft_ids] = torch.arange(len(draft_ids), device=draft_ids.device)
+    return places
 
 
 def _optimizers(network: DraftNetwork) -> tuple[torch.optim.Optimizer, ...]:

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from d2sd.train.loop import Compiler
+from d2sd.train.compiling import Compiler
 from d2sd.train.small_target import (
     Exchange,
     Packed,

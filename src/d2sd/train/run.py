@@ -1,167 +1,171 @@
-"""The one run that makes both drafters: features, first, second, calibration, export."""
+"""The run that makes a target's drafters: stages, measuring, export."""
 
 from __future__ import annotations
 
 import copy
-import json
-import time
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from d2sd.drafters.checkpoint import save_network
-from d2sd.drafters.config import DraftConfig
 from d2sd.drafters.network import DraftNetwork
+from d2sd.provenance import provenance
+from d2sd.train import log, record
 from d2sd.train.attention import use_fast_attention
-from d2sd.train.batches import BlockRecipe, BlockSampler
-from d2sd.train.evaluate import Acceptance, Evaluator
-from d2sd.train.features import FeatureSource
-from d2sd.train.loop import Compiler, StepReport, Trainer
-from d2sd.train.masking import AnchorOnly, TruncatedGeometric, VisiblePrefix
-from d2sd.train.recipes import Recipe, drafter_config
-from d2sd.train.responses import frequent_tokens, read_responses, split
-from d2sd.train.start import fold_scale, start_from_target
-from d2sd.train.store import build_store
+from d2sd.train.best import BestWeights
+from d2sd.train.compiling import choose_compiler
+from d2sd.train.course import Course, Intervals, Place
+from d2sd.train.evaluate import Acceptance
+from d2sd.train.loop import Setup, StepReport, Trainer
+from d2sd.train.material import Material
+from d2sd.train.parallel import Alone, Processes
+from d2sd.train.stage import Stage, find_stages
+from d2sd.train.start import fold_scale
 
-Listener = Callable[[str, StepReport], None]
-"""Hears (stage, report) after each training step."""
 
-VISIBLE: dict[str, Callable[[Recipe], VisiblePrefix]] = {
-    "first": lambda recipe: AnchorOnly(),
-    "second": lambda recipe: TruncatedGeometric(recipe.prefix_decay),
-}
+@dataclass(frozen=True)
+class Moment:
+    """Where a training stands after a step."""
+
+    stage: str
+    report: StepReport
+    done: int
+    """Steps of all stages asked for."""
+    total: int
+    acceptance: float | None
+    """The latest of this stage."""
+
+
+def ignore(_: object) -> None:
+    """Hears nothing."""
+
+
+@dataclass(frozen=True)
+class Company:
+    """Who a training shares its work with, and who listens."""
+
+    processes: Processes = field(default_factory=Alone)
+    hear: Callable[[Moment], None] = ignore
+    """Hears every step."""
+    tell: Callable[[str], None] = ignore
+    """Hears remarks."""
 
 
 class DrafterTraining:
-    """Both drafters of a target from one file of its responses.
+    """The drafters of a target.
 
     Everything lives under `folder`; a run that was killed goes on where its last checkpoint
-    stands when it is started again with the same arguments.
+    stands when it is started again with the same arguments. Raises ValueError when the folder
+    holds another training.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        target: Any,
-        responses: Path,
-        folder: Path,
-        compiler: Compiler = torch.compile,
-    ) -> None:
-        self.recipe, self.target, self.folder = recipe, target, folder
-        self._compiler = compiler
-        self.responses = read_responses(responses)
-        self.training, self.held_out = split(self.responses, recipe.validation)
-        self._embedding = target.get_input_embeddings().weight.detach()
+    def __init__(self, material: Material, folder: Path, company: Company | None = None) -> None:
+        self.material, self.folder = material, folder
+        self.record = record.describe(material.recipe, material.responses)
+        self._company = company or Company()
+        self._log = log.TrainingLog(folder)
+        record.check_same(folder, self.record)
+        self._company.processes.wait()
+        if self._company.processes.is_first:
+            record.write_record(folder, self.record)
+            self._log.append({"started": provenance(material.device, material.recipe.seed)})
 
-    def store(self, progress: Callable[[int, int], None]) -> FeatureSource:
-        """The stored features, made as far as they aren't there."""
-        answers = [self.responses[i] for i in self.training]
-        ids = frequent_tokens(answers, self.recipe.draft_vocab_size)
-        return build_store(
-            self.target, self.responses, self.folder / "store", self.recipe.taps, ids, progress
-        )
+    def train(
+        self, stages: str, first: DraftNetwork | None = None, start: DraftNetwork | None = None
+    ) -> dict[str, DraftNetwork]:
+        """Train first, second, both or one; gives the best weights of each, by its name.
 
-    def train_first(self, store: FeatureSource, hear: Listener) -> DraftNetwork:
-        """The drafter that sees the anchor alone, started from the target's last layers."""
-        network = self._fresh(store)
-        start_from_target(network, self.target, store.scale)
-        return self._train("first", network, store, hear)
+        `first` is the drafter that a second one works with, where that isn't trained here. Training
+        begins at `start`; without it a second drafter begins at the first one, others at the
+        target's last layers. `Material.load` gives both.
+        """
+        asked = find_stages(stages, self.material.recipe)
+        trained: dict[str, DraftNetwork] = {}
+        for stage in asked:
+            if stage.name == "second":
+                first = trained.get("first") or first or self._first_in_folder()
+                start = start or first
+            network = self.material.fresh() if start is None else self.material.copy_of(start)
+            trained[stage.name] = self._train(stage, network, first, asked)
+            start = None
+        return trained
 
-    def train_second(
-        self, store: FeatureSource, first: DraftNetwork, hear: Listener
-    ) -> DraftNetwork:
-        """The variable-prefix drafter, started from the first one's weights."""
-        network = self._fresh(store)
-        network.load_state_dict(first.state_dict())
-        return self._train("second", network, store, hear, first)
+    def export(self, networks: dict[str, DraftNetwork], out: Path) -> None:
+        """Write each network to a folder of its name in `out`, ready to decode with.
 
-    def export(self, store: FeatureSource, networks: dict[str, DraftNetwork], out: Path) -> None:
-        """Write `out/first` and `out/second`, ready to decode with."""
-        evaluator = self._evaluator(store)
-        for stage, network in networks.items():
-            working = _working(network)
-            temperatures = evaluator.temperatures(working, VISIBLE[stage](self.recipe))
-            config = self._config(store)
+        The recipe and the log go beside them.
+        """
+        if not self._company.processes.is_first:
+            return
+        for name, network in networks.items():
+            (stage,) = find_stages(name, self.material.recipe)
+            temperatures = self.material.evaluator.temperatures(_working(network), stage.prefix)
+            config = self.material.config()
             config["dflash_config"]["temperatures"] = [round(t, 3) for t in temperatures]
-            fold_scale(network, store.scale)
-            save_network(_working(network), out / stage, config)
+            shipped = copy.deepcopy(network)
+            fold_scale(shipped, self.material.source.scale)
+            save_network(_working(shipped), out / name, config)
+        record.write_record(out, self.record)
+        shutil.copyfile(self._log.path, out / log.NAME)
 
-    def _fresh(self, store: FeatureSource) -> DraftNetwork:
-        torch.manual_seed(self.recipe.seed)
-        network = DraftNetwork(DraftConfig.from_json(self._config(store)))
-        network.draft_ids = torch.tensor(store.index.draft_ids)
+    def _first_in_folder(self) -> DraftNetwork:
+        """The first drafter that was trained in this folder before."""
+        network = self.material.fresh()
+        if not BestWeights(self.folder / "first").load(network):
+            raise ValueError(
+                f"a second drafter works with a first one, and {self.folder} has none; give one "
+                "with --first FOLDER, or train both"
+            )
         return network
-
-    def _config(self, store: FeatureSource) -> dict[str, Any]:
-        recipe = replace(self.recipe, draft_vocab_size=len(store.index.draft_ids))
-        return drafter_config(recipe, self.target.config)
-
-    def _head(self, store: FeatureSource) -> torch.Tensor:
-        head = self.target.get_output_embeddings().weight.detach()
-        return head[torch.tensor(store.index.draft_ids)].bfloat16()
-
-    def _evaluator(self, store: FeatureSource) -> Evaluator:
-        return Evaluator(store, self.held_out, self._embedding.bfloat16(), self._head(store))
 
     def _train(
-        self,
-        stage: str,
-        network: DraftNetwork,
-        store: FeatureSource,
-        hear: Listener,
-        first: DraftNetwork | None = None,
+        self, stage: Stage, network: DraftNetwork, first: DraftNetwork | None, asked: list[Stage]
     ) -> DraftNetwork:
-        """Train `network` to the end of its schedule; `first` is what a second one works with."""
-        trainer = self._trainer(stage, network, store)
-        trainer.resume(self.folder / stage)
-        evaluator = self._evaluator(store)
-        while not trainer.finished:
-            start = time.perf_counter()
-            trainer.run(lambda p: hear(stage, p), trainer.step + self.recipe.evaluate_every)
-            seconds = time.perf_counter() - start
-            trainer.save(self.folder / stage)
-            self._log(stage, trainer, self._measured(evaluator, network, first), seconds)
+        """Train `network` to the end of its stage; gives the best weights on the way."""
+        recipe, processes = self.material.recipe, self._company.processes
+        course = Course(
+            self._trainer(stage, network),
+            partial(self._measured, stage, first),
+            Intervals(recipe.evaluate_every, recipe.checkpoint_every),
+            Place(stage.name, self.folder / stage.name, self._log, processes.is_first),
+        )
+        total = sum(each.schedule.steps for each in asked)
+        ahead = sum(each.schedule.steps for each in asked[: asked.index(stage)])
+
+        def hear(report: StepReport, acceptance: float | None) -> None:
+            self._company.hear(Moment(stage.name, report, ahead + report.step, total, acceptance))
+
+        course.run(hear)
+        processes.wait()  # until the first one has written the best weights
+        course.best.load(network)
         return network
 
+    def _trainer(self, stage: Stage, network: DraftNetwork) -> Trainer:
+        recipe, company = self.material.recipe, self._company
+        setup = Setup(
+            accumulate=recipe.accumulate,
+            ema=recipe.ema,
+            compiler=choose_compiler(recipe.compile, network, company.tell),
+            processes=company.processes,
+        )
+        company.processes.copy_first(network.parameters())
+        sampler = self.material.sampler(stage)
+        return Trainer(network, self.material.ends, sampler, stage.schedule, setup)
+
     def _measured(
-        self, evaluator: Evaluator, network: DraftNetwork, first: DraftNetwork | None
-    ) -> Acceptance:
-        if first is None:
-            return evaluator.acceptance(_working(network))
-        return evaluator.acceptance(_working(first), _working(network))
-
-    def _trainer(self, stage: str, network: DraftNetwork, store: FeatureSource) -> Trainer:
-        recipe = self.recipe
-        blocks = BlockRecipe(
-            recipe.block_size, recipe.mask_token_id, VISIBLE[stage](recipe), recipe.weight_decay
-        )
-        sampler = BlockSampler(
-            store,
-            self.training,
-            blocks,
-            recipe.sequences_per_batch,
-            recipe.anchors_per_sequence,
-            seed=recipe.seed + (stage == "second"),
-        )
-        schedule = {"first": recipe.first, "second": recipe.second}[stage]
-        return Trainer(
-            network, self._embedding, self._head(store), sampler, schedule, self._compiler
-        )
-
-    def _log(self, stage: str, trainer: Trainer, found: Acceptance, seconds: float) -> None:
-        """One line of the learning curve; `seconds` since the last one, evaluation left out."""
-        line = {
-            "stage": stage,
-            "step": trainer.step,
-            "positions": trainer.positions,
-            "seconds": round(seconds, 1),
-            **asdict(found),
-        }
-        with (self.folder / "curve.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self, stage: Stage, first: DraftNetwork | None, network: DraftNetwork
+    ) -> Acceptance | None:
+        """On held-out answers; None without any. The one network serves both passes."""
+        evaluator = self.material.evaluator
+        if not evaluator.sequences:
+            return None
+        working = _working(network)
+        if stage.name == "second":
+            assert first is not None
+            return evaluator.acceptance(_working(first), working)
+        return evaluator.acceptance(working, working if stage.name == "one" else None)
 
 
 def _working(network: DraftNetwork) -> DraftNetwork:

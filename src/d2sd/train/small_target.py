@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2sd.train.checkpoints import read_checkpoint, write_checkpoint
-from d2sd.train.loop import Compiler
+from d2sd.train.compiling import Compiler
 
 PAD, START, END, MASK = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|mask|>"
 

@@ -61,3 +61,9 @@ def fold_scale(network: DraftNetwork, scale: Float[Tensor, "taps hidden"]) -> No
     """Make `fc` read raw features: training saw them divided by `scale`, decoding does not."""
     with torch.no_grad():
         network.fc.weight.div_(scale.flatten().to(network.fc.weight))
+
+
+def unfold_scale(network: DraftNetwork, scale: Float[Tensor, "taps hidden"]) -> None:
+    """Undo `fold_scale`: an exported drafter as training sees it."""
+    with torch.no_grad():
+        network.fc.weight.mul_(scale.flatten().to(network.fc.weight))
