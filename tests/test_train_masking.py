@@ -1,6 +1,4 @@
-"""Anchors, visible prefixes and slot weights."""
-
-import math
+"""Anchors, visible prefixes and learned slots."""
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from d2sd.train.masking import (
     emitted_probs,
     learned_slots,
     sample_anchors,
-    slot_weights,
 )
 
 BLOCKS = 40_000
@@ -159,11 +156,3 @@ def test_blocks_are_cut_with_prefixes_that_end_at_the_doubtful_token():
 def test_learned_slots_run_from_the_first_masked_one_to_the_end_of_the_answer():
     learned = learned_slots(torch.tensor([3, 6, 4]), torch.tensor([1, 3, 2]), 9, 5)
     assert learned.int().tolist() == [[0, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1]]
-
-
-def test_slot_weights_fall_from_the_first_masked_slot_and_end_with_the_sequence():
-    weights = slot_weights(torch.tensor([3, 6]), torch.tensor([1, 3]), 9, 5, decay=4.0)
-    fall = [math.exp(-d / 4) for d in range(4)]
-    assert weights[0].tolist() == pytest.approx([0, *fall])
-    # block at 6: slots 1, 2 are visible, slot 3 is position 9, past the end
-    assert weights[1].tolist() == [0, 0, 0, 0, 0]

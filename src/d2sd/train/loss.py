@@ -81,7 +81,9 @@ def slot_losses(
     """
     proposable = labels.right >= 0
     ids = torch.cat([labels.ids.long(), labels.right.long().clamp_min(0)[:, None]], -1)
-    log_q = _log_probs(hidden, head, ids, partition)
+    partition = partition or log_partition
+    size, picked = _ReadHead.apply(partition, hidden, head, ids)  # type: ignore[no-untyped-call]
+    log_q = picked - size[:, None]
     log_labels, log_right = log_q[:, :-1], log_q[:, -1]
     # kept in few bits, the probabilities of a sure target may sum to a little over 1
     probs = labels.probs.float()
@@ -99,30 +101,6 @@ def slot_losses(
         log_right=torch.where(proposable, log_right, 0.0),
         proposable=proposable,
     )
-
-
-def soft_cross_entropy(
-    hidden: Float[Tensor, "slots hidden"],
-    head: Float[Tensor, "draft_vocab hidden"],
-    label_ids: Int[Tensor, "slots labels"],
-    label_probs: Float[Tensor, "slots labels"],
-    weights: Float[Tensor, " slots"],
-    partition: Partition | None = None,
-) -> Float[Tensor, ""]:
-    """Σ_s w_s · Σ_j p_sj · (−log q_s(id_sj)) / Σ_s w_s, q the softmax over the draft vocabulary.
-
-    `label_probs` need not sum to 1: a slot whose labels hold less mass counts for less.
-    """
-    log_q = _log_probs(hidden, head, label_ids, partition)
-    return (weights * (label_probs * -log_q).sum(-1)).sum() / weights.sum()
-
-
-def _log_probs(
-    hidden: Tensor, head: Tensor, ids: Tensor, partition: Partition | None
-) -> Float[Tensor, "slots labels"]:
-    """log q of the picked ids, in float32."""
-    size, picked = _ReadHead.apply(partition or log_partition, hidden, head, ids)  # type: ignore[no-untyped-call]
-    return picked - size[:, None]
 
 
 class _ReadHead(torch.autograd.Function):

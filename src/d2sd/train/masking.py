@@ -1,4 +1,4 @@
-"""Which positions become anchors, which slots are visible, and how slots are weighed. Pure."""
+"""Which positions become anchors, which slots are visible and which are learned from. Pure."""
 
 from __future__ import annotations
 
@@ -192,18 +192,3 @@ def learned_slots(
     """Masked slots with a token to learn: from the first masked one to the answer's end."""
     slot = torch.arange(block_size)
     return (slot >= visible[:, None]) & (anchors[:, None] + slot < length)
-
-
-def slot_weights(
-    anchors: Int[Tensor, " blocks"],
-    visible: Int[Tensor, " blocks"],
-    length: int,
-    block_size: int,
-    decay: float,
-) -> Float[Tensor, "blocks slots"]:
-    """exp(-(k - v) / decay) from the first masked slot v on; 0 where visible or past the end.
-
-    D²SD Eq. 7, where the decay rate is called τ. Slot 0 is the anchor.
-    """
-    weights = torch.exp(-(torch.arange(block_size) - visible[:, None]) / decay)
-    return torch.where(learned_slots(anchors, visible, length, block_size), weights, 0.0)
