@@ -11,7 +11,9 @@ import typer
 
 from d2sd import __version__
 from d2sd.cli.bench import bench
+from d2sd.cli.card import card
 from d2sd.cli.chat import chat
+from d2sd.cli.evaluate import evaluate
 from d2sd.cli.export import export
 from d2sd.cli.generate import generate
 from d2sd.cli.regenerate import regenerate
@@ -34,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, trace, bench, verify, regenerate, train, export):
+for command in (generate, chat, trace, bench, verify, regenerate, train, evaluate, export, card):
     app.command()(command)
 
 

@@ -1,37 +1,128 @@
-"""Temperatures that make confidences match what the target really emits."""
+"""Temperatures that make confidences match what the target really emits.
+
+One temperature per distance from the last visible slot, for each network and each decoding
+temperature. The loss that is made small is that of the tree's nodes: a candidate token of
+probability q is a node that is accepted with probability q, or not. It counts slots whose token
+lies outside the draft vocabulary, where every candidate is wrong, and trusts no other slots.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-TEMPERATURES = torch.logspace(-1, 1, 81, base=3)
-"""Tried values, 1/3 to 3 in steps of 3 %."""
+from d2sd.drafters.config import read_temperatures
+
+TEMPERATURES = torch.logspace(-1, 1, 21, base=3, dtype=torch.float64)
+"""Tried values, 1/3 to 3 in steps of 12 %; between them the loss is taken for a parabola."""
 
 MOST_SLOTS = 2000
 """Slots a temperature is fitted on at most: the fit costs a softmax per slot and tried value."""
 
+FEWEST_SLOTS = 100
+"""A distance with fewer slots is fitted together with those before it."""
+
+SUREST = 1 - 1e-6
+"""Probabilities count as at most this in a loss, so that no single slot decides."""
+
 
 @dataclass(frozen=True)
 class SlotLogits:
-    """Logits of slots at one distance from the last visible token, and the token to come."""
+    """Logits of slots at one distance from the last visible token, and the token to come.
+
+    `labels` are draft ids, -1 where the token lies outside the draft vocabulary.
+    """
 
     logits: Float[Tensor, "slots draft_vocab"]
     labels: Int[Tensor, " slots"]
 
 
+@dataclass(frozen=True)
+class LossCurves:
+    """Losses at every tried temperature, summed over the slots of each distance. They add up."""
+
+    losses: Float[Tensor, "distances temperatures"]
+    slots: Int[Tensor, " distances"]
+
+    @classmethod
+    def empty(cls, distances: int) -> LossCurves:
+        losses = torch.zeros(distances, len(TEMPERATURES), dtype=torch.float64)
+        return cls(losses, torch.zeros(distances, dtype=torch.long))
+
+    def __add__(self, other: LossCurves) -> LossCurves:
+        distances = max(len(self.slots), len(other.slots))
+        both = LossCurves.empty(distances)
+        for curves in (self, other):
+            both.losses[: len(curves.slots)] += curves.losses
+            both.slots[: len(curves.slots)] += curves.slots
+        return both
+
+
+def candidate_losses(slots: SlotLogits) -> Float[Tensor, "slots temperatures"]:
+    """Log loss of all candidates of each slot as accepted or not, at every tried temperature."""
+    inside = slots.labels >= 0
+    place = slots.labels.clamp_min(0)[:, None]
+    losses = []
+    for temperature in TEMPERATURES.tolist():
+        log_probs = (slots.logits.float() / temperature).log_softmax(-1)
+        log_others = torch.log1p(-log_probs.exp().clamp_max(SUREST))
+        of_label = (log_probs.gather(-1, place) - log_others.gather(-1, place))[:, 0]
+        losses.append(-log_others.sum(-1) - of_label.masked_fill(~inside, 0))
+    return torch.stack(losses, -1).double()
+
+
+def loss_curves(by_distance: Sequence[SlotLogits]) -> LossCurves:
+    """The curves of slots grouped by distance, at most MOST_SLOTS of each."""
+    curves = LossCurves.empty(len(by_distance))
+    for distance, slots in enumerate(by_distance):
+        if count := len(slots.labels):
+            every = -(-count // MOST_SLOTS)
+            sample = SlotLogits(slots.logits[::every], slots.labels[::every])
+            curves.losses[distance] = candidate_losses(sample).sum(0)
+            curves.slots[distance] = len(sample.labels)
+    return curves
+
+
+def lowest(losses: Float[Tensor, " temperatures"]) -> float:
+    """The temperature with the least loss, by the parabola through the three lowest points."""
+    best = int(losses.argmin().clamp(1, len(losses) - 2))
+    left, middle, right = losses[best - 1 : best + 2].tolist()
+    bend = left - 2 * middle + right
+    shift = (left - right) / (2 * bend) if bend > 0 else 0.0
+    step = float(TEMPERATURES[1] / TEMPERATURES[0])
+    return float(TEMPERATURES[best]) * float(step ** min(max(shift, -1.0), 1.0))
+
+
+def best_temperatures(curves: LossCurves) -> tuple[float, ...]:
+    """One temperature per distance; 1 where there is nothing to fit on."""
+    found = []
+    for distance in range(len(curves.slots)):
+        first = distance
+        while first > 0 and int(curves.slots[first : distance + 1].sum()) < FEWEST_SLOTS:
+            first -= 1
+        seen = int(curves.slots[first : distance + 1].sum()) > 0
+        found.append(lowest(curves.losses[first : distance + 1].sum(0)) if seen else 1.0)
+    return tuple(round(temperature, 3) for temperature in found)
+
+
 def best_temperature(slots: SlotLogits) -> float:
-    """The temperature with the least mean −log q(label); 1 when there is nothing to fit on."""
-    if len(slots.labels) == 0:
-        return 1.0
-    every = -(-len(slots.labels) // MOST_SLOTS)
-    logits, labels = slots.logits[::every], slots.labels[::every]
-    losses = [torch.nn.functional.cross_entropy(logits / t, labels).item() for t in TEMPERATURES]
-    return float(TEMPERATURES[int(torch.tensor(losses).argmin())])
+    """The temperature of one group of slots; 1 when there is nothing to fit on."""
+    return best_temperatures(loss_curves([slots]))[0]
+
+
+def fit_temperatures(groups: Sequence[Sequence[SlotLogits]]) -> tuple[float, ...]:
+    """One temperature per distance, from several sequences' groups."""
+    joined = [
+        SlotLogits(torch.cat([g.logits for g in same]), torch.cat([g.labels for g in same]))
+        for same in zip(*groups, strict=True)
+    ]
+    return best_temperatures(loss_curves(joined))
 
 
 def calibration_error(
@@ -60,7 +151,7 @@ def by_distance(
     masked = slot >= visible[:, None]
     right = (logits.argmax(-1) == labels) | ~masked
     reached = torch.cat([right.new_ones(len(right), 1), right[:, :-1].long().cumprod(-1) > 0], -1)
-    usable = known & masked & reached & (labels >= 0)
+    usable = known & masked & reached
     distance = slot - visible[:, None]
     return [
         SlotLogits(logits[usable & (distance == d)].float(), labels[usable & (distance == d)])
@@ -68,11 +159,18 @@ def by_distance(
     ]
 
 
-def fit_temperatures(groups: Sequence[Sequence[SlotLogits]]) -> tuple[float, ...]:
-    """One temperature per distance, from several sequences' groups."""
-    return tuple(
-        best_temperature(
-            SlotLogits(torch.cat([g.logits for g in same]), torch.cat([g.labels for g in same]))
-        )
-        for same in zip(*groups, strict=True)
-    )
+def write_temperatures(
+    folder: str | Path, by_decoding_temperature: Mapping[float, Sequence[float]]
+) -> None:
+    """Put temperatures into a drafter's config.json; those of other decoding temperatures stay.
+
+    The file is replaced in one go: a kill leaves the old one or the new one.
+    """
+    path = Path(folder) / "config.json"
+    values = json.loads(path.read_text())
+    home = values.get("dflash_config") or values.get("d2sd_config") or values
+    fitted = {**read_temperatures(home.get("temperatures")), **by_decoding_temperature}
+    home["temperatures"] = {f"{key:g}": list(fitted[key]) for key in sorted(fitted)}
+    unfinished = path.with_suffix(".json.part")
+    unfinished.write_text(json.dumps(values, indent=2) + "\n")
+    unfinished.replace(path)
