@@ -76,22 +76,29 @@ def test_a_line_torn_by_a_kill_is_left_out(tmp_path):
 
 
 def test_the_trend_is_the_gain_per_doubling_of_the_last_points():
-    steady = points(9.0, 1.0, 1.5, 2.0, 2.5)  # the first point is far off and must not count
+    steady = points(9.0, 1.0, 1.5, 2.0)  # the first point is far off and must not count
     trend = fit_trend(steady)
     assert trend.per_doubling == pytest.approx(0.5)
-    assert trend.at(2**6) == pytest.approx(3.0)
-    assert (trend.points, trend.last) == (4, 2**5)
-    assert fit_trend(steady, 5).per_doubling < 0
+    assert trend.at(2**5) == pytest.approx(2.5)
+    assert (list(trend.points), trend.last) == (steady[1:], 2**4)
+    assert trend.error == pytest.approx(0, abs=1e-12)
+    assert fit_trend(steady, doublings=3.0).per_doubling < 0
+
+
+def test_few_points_in_the_last_doublings_are_filled_up_to_three():
+    far_apart = [Point("first", i, 10**i, block=float(i)) for i in range(1, 6)]
+    assert fit_trend(far_apart).points == tuple(far_apart[-3:])
 
 
 def test_the_trend_is_the_least_squares_line():
     bent = points(1.0, 2.0, 2.5, 2.4)
-    trend = fit_trend(bent)
+    trend = fit_trend(bent, doublings=9.0)
     errors = [p.acceptance - trend.at(p.positions) for p in bent]
     assert sum(errors) == pytest.approx(0, abs=1e-12)
-    assert sum(e * math.log2(p.positions) for e, p in zip(errors, bent, strict=True)) == (
-        pytest.approx(0, abs=1e-12)
-    )
+    moments = sum(e * math.log2(p.positions) for e, p in zip(errors, bent, strict=True))
+    assert moments == pytest.approx(0, abs=1e-12)
+    # four points at 1, 2, 3, 4 doublings: their squared distances from the middle sum to 5
+    assert trend.error == pytest.approx(math.sqrt(sum(e * e for e in errors) / 2 / 5))
 
 
 def test_two_points_are_no_trend():

@@ -100,8 +100,8 @@ def test_learning_predicts_the_next_doubling_and_leaves_out_a_loss_nobody_wrote(
     draw_learning({"first": [Point("first", 1, 1000, block=1.5)]}, tmp_path / "b.png")
     assert [len(figure.axes) for figure in drawn] == [2, 1]
     dotted = next(line for line in drawn[0].axes[1].get_lines() if line.get_linestyle() == ":")
-    assert list(dotted.get_xdata()) == [0.09, 0.24]  # from the ninth point to twice the last
-    slope = 0.3 * math.log2(0.24 / 0.09)
+    assert list(dotted.get_xdata()) == [0.03, 0.24]  # over two doublings, then one more
+    slope = 0.3 * math.log2(0.24 / 0.03)
     assert dotted.get_ydata()[1] - dotted.get_ydata()[0] == pytest.approx(slope)
 
 

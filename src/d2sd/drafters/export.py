@@ -23,7 +23,7 @@ from d2sd.provenance import provenance
 
 LAYOUTS = ("dflash", "speculators")
 RECORD = "provenance.json"
-PAIR = ("first", "second")
+PARTS = ("first", "second", "one")
 
 
 def export(
@@ -31,9 +31,10 @@ def export(
 ) -> tuple[str, ...]:
     """Write the drafter `source` into the folder `out` in `layout`; gives notes for the user.
 
-    `source` may also hold a pair, `first` and `second`; so will `out`. `out` appears, or is
-    replaced, as a whole: an export that dies half-way leaves what was there. `target`, a folder
-    or a hub id, is what the speculators layout names as its verifier. Raises ValueError.
+    `source` may also be the folder of a whole training, which holds `first` and `second` or `one`;
+    so will `out`. `out` appears, or is replaced, as a whole: an export that dies half-way leaves
+    what was there. `target`, a folder or a hub id, is what the speculators layout names as its
+    verifier. Raises ValueError.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
@@ -85,11 +86,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _drafters_in(source: str | Path) -> dict[str, Path]:
-    """A drafter's folder by its name in the export: '' for a single one, else first, second."""
+    """A drafter's folder by its name in the export: '' for a single one."""
     folder = Path(source)
-    pair = {name: folder / name for name in PAIR if (folder / name / "config.json").is_file()}
-    if pair and not (folder / "config.json").is_file():
-        return pair
+    parts = {name: folder / name for name in PARTS if (folder / name / "config.json").is_file()}
+    if parts and not (folder / "config.json").is_file():
+        return parts
     return {"": find_drafter(source)}
 
 
@@ -108,7 +109,7 @@ def _check_free(out: Path, folders: dict[str, Path]) -> None:
     for folder in folders.values():
         if place in (folder.resolve(), *folder.resolve().parents):
             raise ValueError(f"{out} holds the drafter itself; export it to another folder")
-    ours = {*PAIR, "config.json", WEIGHTS, RECORD}
+    ours = {*PARTS, "config.json", WEIGHTS, RECORD}
     foreign = sorted(set(os.listdir(out)) - ours) if out.exists() else []
     if foreign:
         raise ValueError(

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean, linear_regression
 from typing import Any
 
-TREND_POINTS = 4
+TREND_DOUBLINGS = 2.0
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Point:
 
     `seconds` of training since the stage began, measuring left out. `loss` is the mean since the
     point before. `block` and `dual` are acceptance lengths on held-out answers; `per_slot[k]` is
-    how often slot k + 1 is right, given that all before it are.
+    how often slot k + 1 is right, given that all before it are. `rate` is the learning rate or a
+    share of it, `tokens` how many tokens of answers were read.
     """
 
     stage: str
@@ -30,6 +32,8 @@ class Point:
     block: float | None = None
     dual: float | None = None
     per_slot: tuple[float, ...] = ()
+    rate: float | None = None
+    tokens: int | None = None
 
     @property
     def acceptance(self) -> float | None:
@@ -47,12 +51,19 @@ class Training:
 
 @dataclass(frozen=True)
 class Trend:
-    """Acceptance = `at_one` + `per_doubling` · log2(positions), fitted on the last `points`."""
+    """Acceptance = `at_one` + `per_doubling` · log2(positions), fitted on the last `points`.
+
+    `error` is the standard error of `per_doubling`; `last` the positions of the last point.
+    """
 
     at_one: float
     per_doubling: float
-    points: int
-    last: int
+    error: float
+    points: tuple[Point, ...]
+
+    @property
+    def last(self) -> int:
+        return self.points[-1].positions
 
     def at(self, positions: int) -> float:
         """The fitted acceptance length."""
@@ -64,7 +75,8 @@ def read_training(path: Path) -> Training:
 
     Unfinished text at the end, which a killed run leaves, is no line.
     """
-    starts, evaluations = [], []
+    starts: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
     whole = path.read_text().rpartition("\n")[0]
     for number, text in enumerate(whole.splitlines(), 1):
         try:
@@ -76,22 +88,32 @@ def read_training(path: Path) -> Training:
         (evaluations if {"stage", "step", "positions"} <= line.keys() else starts).append(line)
     names = dict.fromkeys(line["stage"] for line in evaluations)
     stages = {name: _points(name, evaluations) for name in names}
-    return Training(starts[0].get("started", starts[0]) if starts else None, stages)
+    return Training(_start(starts[0]) if starts else None, stages)
 
 
-def fit_trend(points: Sequence[Point], count: int = TREND_POINTS) -> Trend | None:
-    """Least squares over the last `count` points; None where fewer than three say acceptance."""
-    known = [(p.positions, p.acceptance) for p in points if p.acceptance is not None]
-    used = known[-count:]
-    if len({positions for positions, _ in used}) < 3:
+def fit_trend(points: Sequence[Point], doublings: float = TREND_DOUBLINGS) -> Trend | None:
+    """Least squares over the points of the last `doublings`, or else the last three.
+
+    None where fewer than three say acceptance.
+    """
+    known = [p for p in points if p.acceptance is not None and p.positions > 0]
+    if len({p.positions for p in known}) < 3:
         return None
-    doublings = [math.log2(positions) for positions, _ in used]
-    middle = sum(doublings) / len(used)
-    mean = sum(acceptance for _, acceptance in used) / len(used)
-    slope = sum((x - middle) * (y - mean) for x, (_, y) in zip(doublings, used, strict=True)) / sum(
-        (x - middle) ** 2 for x in doublings
-    )
-    return Trend(mean - slope * middle, slope, len(used), used[-1][0])
+    recent = [p for p in known if p.positions >= known[-1].positions / 2**doublings]
+    used = recent if len(recent) >= 3 else known[-3:]
+    x = [math.log2(p.positions) for p in used]
+    y = [p.acceptance or 0.0 for p in used]
+    slope, start = linear_regression(x, y)
+    spread = sum((each - fmean(x)) ** 2 for each in x)
+    missed = sum((b - start - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+    error = math.sqrt(missed / (len(used) - 2) / spread)
+    return Trend(start, slope, error, tuple(used))
+
+
+def _start(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The provenance in a start's line, which may be the line."""
+    inner = line.get("started")
+    return inner if isinstance(inner, dict) else line
 
 
 def _points(stage: str, lines: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
@@ -111,6 +133,8 @@ def _points(stage: str, lines: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]
             block=line.get("block"),
             dual=line.get("dual"),
             per_slot=tuple(line.get("per_slot") or ()),
+            rate=line.get("rate"),
+            tokens=line.get("tokens"),
         )
         for line, seconds in zip(ordered, sums, strict=True)
     )

@@ -183,8 +183,7 @@ def _predict(axes: Any, index: int, points: Sequence[Point]) -> None:
     trend = fit_trend(points)
     if trend is None:
         return
-    first = [p for p in points if p.acceptance is not None][-trend.points].positions
-    ends = (first, 2 * trend.last)
+    ends = (trend.points[0].positions, 2 * trend.last)
     places = [end / MILLION for end in ends]
     axes.plot(places, [trend.at(end) for end in ends], ":", color=_colour(index), linewidth=1.4)
 
