@@ -94,7 +94,9 @@ def lowest(losses: Float[Tensor, " temperatures"]) -> float:
     best = int(losses.argmin().clamp(1, len(losses) - 2))
     left, middle, right = losses[best - 1 : best + 2].tolist()
     bend = left - 2 * middle + right
-    shift = (left - right) / (2 * bend) if bend > 0 else 0.0
+    if bend <= 0:
+        return float(TEMPERATURES[int(losses.argmin())])
+    shift = (left - right) / (2 * bend)
     step = float(TEMPERATURES[1] / TEMPERATURES[0])
     return float(TEMPERATURES[best]) * float(step ** min(max(shift, -1.0), 1.0))
 
