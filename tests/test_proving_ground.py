@@ -30,13 +30,9 @@ SHAPE = SmallTarget(
 )
 
 
-def same(function):
-    return function
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return train_target(SHAPE, EXCHANGES, tmp_path_factory.mktemp("pg") / "target", compiler=same)
+    return train_target(SHAPE, EXCHANGES, tmp_path_factory.mktemp("pg") / "target")
 
 
 def test_the_folder_is_a_model_that_answers(trained):
@@ -69,12 +65,10 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(trained, tmp_path):
 
     folder = tmp_path / "target"
     with pytest.raises(KilledError):
-        train_target(SHAPE, EXCHANGES, folder, kill, compiler=same)
+        train_target(SHAPE, EXCHANGES, folder, kill)
     assert not folder.exists()
     heard = []
-    train_target(
-        SHAPE, EXCHANGES, folder, lambda done, total, words: heard.append(done), compiler=same
-    )
+    train_target(SHAPE, EXCHANGES, folder, lambda done, total, words: heard.append(done))
     assert heard[0] == 7  # the checkpoint of step 6 held
     for name in ("model.safetensors", LOG, "tokenizer.json"):
         assert (folder / name).read_bytes() == (trained / name).read_bytes()
@@ -84,7 +78,7 @@ def test_a_finished_target_is_not_trained_again(trained):
     def fail(done, total, words):
         raise AssertionError("trained again")
 
-    assert train_target(SHAPE, EXCHANGES, trained, fail, compiler=same) == trained
+    assert train_target(SHAPE, EXCHANGES, trained, fail) == trained
 
 
 def test_answers_are_read_as_text(tmp_path):
@@ -100,3 +94,29 @@ def test_answers_are_read_as_text(tmp_path):
         read_exchanges(path)
     with pytest.raises(ValueError, match="can't be read"):
         read_exchanges(tmp_path / "absent.jsonl")
+
+
+def test_one_command_makes_a_target_and_both_drafters(tmp_path, monkeypatch, capsys):
+    from d2sd.cli import run
+    from d2sd.train import small_target
+
+    monkeypatch.setattr(small_target, "SmallTarget", lambda: SHAPE)
+    rows = [{"prompt": e.prompt, "response": e.response} for e in EXCHANGES]
+    answers, out = tmp_path / "answers.jsonl", tmp_path / "ground"
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["taps=[0,1]", "layers=1", "first.steps=2", "second.steps=2", "block_size=4"]
+    settings += ["sequences_per_batch=2", "anchors_per_sequence=4", "max_length=120"]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    command = ["proving-ground", str(answers), "--out", str(out), "--target-steps", "2", *changes]
+    assert run(command) == 0
+    written = {name: (out / name).read_bytes() for name in ("responses.jsonl",)}
+    for name in ("first", "second"):
+        assert (out / "drafters" / name / "model.safetensors").is_file()
+    assert "d2sd regenerate" in capsys.readouterr().err
+    assert run(command) == 0  # everything is there already
+    assert (out / "responses.jsonl").read_bytes() == written["responses.jsonl"]
+    folders = [str(out / "drafters" / name) for name in ("first", "second")]
+    asked = ["generate", "What is 2 plus 2?", "--model", str(out / "target"), "--json"]
+    asked += ["--drafter", folders[0], "--second-drafter", folders[1], "--max-new-tokens", "8"]
+    assert run(asked) == 0
+    assert json.loads(capsys.readouterr().out)["new_tokens"] > 0

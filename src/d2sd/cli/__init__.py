@@ -16,6 +16,7 @@ from d2sd.cli.chat import chat
 from d2sd.cli.evaluate import evaluate
 from d2sd.cli.export import export
 from d2sd.cli.generate import generate
+from d2sd.cli.proving_ground import proving_ground
 from d2sd.cli.regenerate import regenerate
 from d2sd.cli.trace import trace
 from d2sd.cli.train import train
@@ -36,7 +37,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, trace, bench, verify, regenerate, train, evaluate, export, card):
+USING = (generate, chat, trace, bench, verify)
+MAKING = (regenerate, train, evaluate, export, card, proving_ground)
+for command in (*USING, *MAKING):
     app.command()(command)
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-
-from d2sd.drafters.network import DraftNetwork
+from torch import nn
 
 Compiler = Callable[..., Callable[..., Any]]
 """`torch.compile`, or anything that returns an equal function."""
@@ -17,7 +16,7 @@ WORTHWHILE = 1_000_000
 
 
 def choose_compiler(
-    wanted: bool | None, network: DraftNetwork, tell: Callable[[str], None]
+    wanted: bool | None, network: nn.Module, tell: Callable[[str], None]
 ) -> Compiler:
     """`torch.compile` if it is wanted, or by itself for a network that is large enough.
 
@@ -27,7 +26,7 @@ def choose_compiler(
     size = sum(weight.numel() for weight in network.parameters())
     if wanted is False or (wanted is None and size < WORTHWHILE):
         return uncompiled
-    problem = _problem(network.fc.weight.device)
+    problem = _problem(next(network.parameters()).device)
     if problem:
         tell(f"training goes on uncompiled and slower: {problem}")
         return uncompiled

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from d2sd.train.compiling import Compiler
+from d2sd.train.compiling import choose_compiler
 from d2sd.train.small_target import (
     Exchange,
     Packed,
@@ -73,7 +73,7 @@ def train_target(
     exchanges: list[Exchange],
     folder: Path,
     progress: Progress = lambda done, total, words: None,
-    compiler: Compiler = torch.compile,
+    tell: Callable[[str], None] = lambda words: None,
 ) -> Path:
     """Train tokenizer and target; returns `folder`, a Hugging Face model in bfloat16.
 
@@ -88,7 +88,8 @@ def train_target(
     documents = encode(tokenizer, training, shape.row)
     unseen = pack(encode(tokenizer, exchanges[::every], shape.row), shape.row)
     rows = RowSampler(pack(documents, shape.row), shape.rows_per_step, shape.seed)
-    run = SmallTargetTraining(shape, build_model(shape, tokenizer), rows, compiler)
+    model = build_model(shape, tokenizer)
+    run = SmallTargetTraining(shape, model, rows, choose_compiler(None, model, tell))
     work = folder.with_name(folder.name + ".work")
     run.resume(work)
     while run.step < shape.steps:

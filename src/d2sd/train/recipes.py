@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from d2sd.drafters.config import default_taps
+from d2sd.train.objectives import parse_objective
 from d2sd.train.schedule import Schedule
 
 
@@ -96,7 +97,30 @@ def smollm2_135m() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"default": default, "smollm2-135m": smollm2_135m}
+def proving_ground() -> Recipe:
+    """Drafters for the small target of `d2sd proving-ground`: 1.8 M parameters each."""
+    return Recipe(
+        taps=(1, 3, 4),
+        mask_token_id=3,
+        block_size=16,
+        layers=2,
+        intermediate_size=768,
+        draft_vocab_size=4096,
+        first=Schedule(2000, 4e-3, 2e-3, cooldown=0.33, objective="soft:tau=7,hard=0.5"),
+        second=Schedule(1200, 4e-3, 2e-3, cooldown=0.33, objective="soft:tau=7,hard=0.5"),
+        one=Schedule(3200, 4e-3, 2e-3, cooldown=0.33, objective="soft:tau=7,hard=0.5"),
+        sequences_per_batch=6,
+        anchors_per_sequence=48,
+        validation=96,
+        evaluate_every=200,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "default": default,
+    "smollm2-135m": smollm2_135m,
+    "proving-ground": proving_ground,
+}
 
 
 def find_recipe(name: str) -> Recipe:
@@ -140,7 +164,10 @@ def _check(recipe: Recipe, target: Any) -> None:
     assert recipe.taps is not None
     assert recipe.mask_token_id is not None
     assert recipe.layers is not None
-    steps = min(schedule.steps for schedule in (recipe.first, recipe.second, recipe.one))
+    schedules = (recipe.first, recipe.second, recipe.one)
+    steps = min(schedule.steps for schedule in schedules)
+    for schedule in schedules:
+        parse_objective(schedule.objective)
     wrong = [
         (recipe.block_size < 2, f"block_size is {recipe.block_size}; it must be 2 or more"),
         (
@@ -151,7 +178,14 @@ def _check(recipe: Recipe, target: Any) -> None:
         (steps < 1, f"steps is {steps}; it must be 1 or more"),
         (recipe.accumulate < 1, f"accumulate is {recipe.accumulate}; it must be 1 or more"),
         (not 0 <= recipe.ema < 1, f"ema is {recipe.ema}; it must be 0 or more and below 1"),
-        (recipe.evaluate_every < 1, "evaluate_every must be 1 or more"),
+        (
+            recipe.evaluate_every < 1,
+            f"evaluate_every is {recipe.evaluate_every}; it must be 1 or more",
+        ),
+        (
+            recipe.checkpoint_every is not None and recipe.checkpoint_every < 1,
+            f"checkpoint_every is {recipe.checkpoint_every}; it must be 1 or more",
+        ),
         (
             not recipe.taps or not all(0 <= t < target.num_hidden_layers for t in recipe.taps),
             f"taps are {list(recipe.taps)}; the target has layers 0 to "
