@@ -21,7 +21,18 @@ from d2sd.tree import Branch, TokenTree
 from d2sd.verify import Verdict
 from folders import save_drafter, save_target, write_prompts
 
-COMMANDS = ("generate", "chat", "trace", "bench", "verify", "train", "regenerate")
+COMMANDS = (
+    "generate",
+    "chat",
+    "trace",
+    "bench",
+    "verify",
+    "train",
+    "regenerate",
+    "evaluate",
+    "export",
+    "card",
+)
 
 
 @pytest.fixture(scope="module")
