@@ -272,7 +272,7 @@ def test_a_broken_line_is_named_and_fatal_or_left_out(line, reason, tmp_path):
     with pytest.raises(ValueError, match=f"p.jsonl, line 3 {reason}.*--broken skip"):
         read_asks([path], Reading())
     told = []
-    asks = read_asks([path], Reading(stop_at_broken=False), told.append)
+    asks = read_asks([path], Reading(broken="skip"), told.append)
     assert [ask.id for ask in asks] == [0, 1]
     assert len(told) == 1
     assert f"p.jsonl, line 3 {reason}" in told[0]

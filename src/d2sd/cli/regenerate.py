@@ -14,7 +14,7 @@ import typer
 from d2sd.cli.options import MODEL, OUTPUT, PROMPTS, SAMPLING, Json, grouped, option
 
 if TYPE_CHECKING:
-    from d2sd.train.regenerate import Progress
+    from d2sd.train.regenerate import Progress, Summary
 
 ENDPOINT = "Endpoint"
 NOTE_EVERY = 60.0
@@ -156,20 +156,15 @@ def regenerate(
 
     Writes a response file: token ids of prompt and answer, a line for each turn.
     """
-    from dataclasses import asdict
-
     from d2sd.cli.sources import source_of
-    from d2sd.cli.terminal import note, print_json
+    from d2sd.cli.terminal import note
     from d2sd.provenance import provenance
     from d2sd.train.conversations import Conversations
     from d2sd.train.questions import Reading, read_asks
     from d2sd.train.regenerate import begin, digest_of
     from d2sd.train.regenerate import regenerate as answer_all
 
-    if asked.broken not in ("stop", "skip"):
-        raise ValueError(f"broken is {asked.broken!r}; choose stop or skip")
-    reading = Reading(asked.kind, asked.limit, stop_at_broken=asked.broken == "stop")
-    asks = read_asks(prompts, reading, note)
+    asks = read_asks(prompts, Reading(asked.kind, asked.limit, asked.broken), note)
     source = source_of(asked, drawing, target, server)
     settings = {"digest of the prompts": digest_of(asks), **source.settings}
     begin(asked.out, settings, provenance(source.device, drawing.seed))
@@ -177,12 +172,19 @@ def regenerate(
     started = time.monotonic()
     with _bar() as hear:
         summary = answer_all(conversations, asked.out, hear)
-    seconds = time.monotonic() - started
+    _show(asked.out, summary, time.monotonic() - started, json)
+
+
+def _show(out: Path, summary: Summary, seconds: float, json: bool) -> None:
+    from dataclasses import asdict
+
+    from d2sd.cli.terminal import note, print_json
+
     if json:
-        print_json({"out": str(asked.out), **asdict(summary), "seconds": round(seconds, 1)})
+        print_json({"out": str(out), **asdict(summary), "seconds": round(seconds, 1)})
     else:
         note(
-            f"{asked.out}: {summary.answers} answers, {summary.tokens} tokens, {summary.stop} "
+            f"{out}: {summary.answers} answers, {summary.tokens} tokens, {summary.stop} "
             f"ended by themselves, {summary.length} cut at the limit, {summary.left_out} turns "
             f"left out as too long; {seconds:.0f} s"
         )

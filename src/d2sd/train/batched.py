@@ -192,7 +192,7 @@ class BatchedAnswerer(Answerer):
         for row, question in enumerate(questions):
             ids[row, width - lengths[row] :] = torch.tensor(question.prompt_ids)
             generator = torch.Generator().manual_seed(question.seed)
-            chances[row] = torch.rand(steps, generator=generator)
+            chances[row] = torch.rand(self._max_new_tokens, generator=generator)[:steps]
         pads = width - lengths
         padding = torch.zeros(len(questions), 1, 1, width + steps, dtype=self._weight.dtype)
         hidden = torch.arange(width + steps) < pads[:, None]

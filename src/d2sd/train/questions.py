@@ -78,13 +78,19 @@ class Answerer(ABC):
 class Reading:
     """How prompt files are read.
 
-    `kind` names lines that have none (None: after the file's stem), `limit` is per file, and a
-    broken line is told and left out, or ends the reading when `stop_at_broken`.
+    `kind` names lines that have none (None: after the file's stem), `limit` is per file, and at
+    a `broken` line reading stops, or skips it and tells.
     """
 
     kind: str | None = None
     limit: int | None = None
-    stop_at_broken: bool = True
+    broken: str = "stop"
+
+    def __post_init__(self) -> None:
+        if self.broken not in ("stop", "skip"):
+            raise ValueError(f"broken is {self.broken!r}; choose stop or skip")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}; it must be 1 or more")
 
 
 def read_asks(
@@ -94,8 +100,6 @@ def read_asks(
 
     Raises ValueError, with file and line number, where a line is no prompt and that is fatal.
     """
-    if reading.limit is not None and reading.limit < 1:
-        raise ValueError(f"limit is {reading.limit}; it must be 1 or more")
     asks: list[Ask] = []
     for path in paths:
         try:
@@ -125,7 +129,7 @@ def _asks(
         try:
             ask = _ask(line, kind)
         except ValueError as error:
-            if reading.stop_at_broken:
+            if reading.broken == "stop":
                 raise ValueError(
                     f"{path}, line {number} {error}; mend it or go on with --broken skip"
                 ) from None
