@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import transformers
 
 from d2sd.cli.progress import meter
 from d2sd.cli.terminal import note
@@ -64,6 +65,7 @@ def joined(options: PlaceOptions) -> Iterator[Target]:
             torch.set_num_threads(options.threads)
         if not processes.is_first:
             processes.wait()  # the first one may have to fetch the weights
+        transformers.utils.logging.disable_progress_bar()
         folder = resolve(options.model, note)
         if processes.is_first:
             processes.wait()
