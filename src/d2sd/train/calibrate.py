@@ -25,6 +25,9 @@ TEMPERATURES = torch.logspace(-1, 1, 21, base=3, dtype=torch.float64)
 MOST_SLOTS = 2000
 """Slots a temperature is fitted on at most: the fit costs a softmax per slot and tried value."""
 
+AT_ONCE = 16
+"""Slots whose losses are computed together: memory for as many times all tried values."""
+
 FEWEST_SLOTS = 100
 """A distance with fewer slots is fitted together with those before it."""
 
@@ -66,15 +69,18 @@ class LossCurves:
 
 def candidate_losses(slots: SlotLogits) -> Float[Tensor, "slots temperatures"]:
     """Log loss of all candidates of each slot as accepted or not, at every tried temperature."""
-    inside = slots.labels >= 0
-    place = slots.labels.clamp_min(0)[:, None]
-    losses = []
-    for temperature in TEMPERATURES.tolist():
-        log_probs = (slots.logits.float() / temperature).log_softmax(-1)
-        log_others = torch.log1p(-log_probs.exp().clamp_max(SUREST))
-        of_label = (log_probs.gather(-1, place) - log_others.gather(-1, place))[:, 0]
-        losses.append(-log_others.sum(-1) - of_label.masked_fill(~inside, 0))
-    return torch.stack(losses, -1).double()
+    parts = zip(slots.logits.split(AT_ONCE), slots.labels.split(AT_ONCE), strict=True)
+    return torch.cat([_losses(logits.float(), labels) for logits, labels in parts])
+
+
+def _losses(
+    logits: Float[Tensor, "slots draft_vocab"], labels: Int[Tensor, " slots"]
+) -> Float[Tensor, "slots temperatures"]:
+    log_probs = (logits[:, None] / TEMPERATURES.to(logits)[:, None]).log_softmax(-1)
+    log_others = torch.log1p(-log_probs.exp().clamp_max(SUREST))
+    place = labels.clamp_min(0)[:, None, None].expand(-1, len(TEMPERATURES), 1)
+    of_label = (log_probs.gather(-1, place) - log_others.gather(-1, place))[..., 0]
+    return (-log_others.sum(-1) - of_label * (labels >= 0)[:, None]).double()
 
 
 def loss_curves(by_distance: Sequence[SlotLogits]) -> LossCurves:
