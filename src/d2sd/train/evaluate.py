@@ -139,7 +139,7 @@ def leading_matches(
     return right.long().cumprod(-1).sum(-1)
 
 
-def walk_length(accepted: Sequence[Int[Tensor, " anchors"]]) -> float:
+def walk_length(accepted: Sequence[Int[Tensor, " _"]]) -> float:
     """Mean tokens per step when every step starts where the last one ended."""
     steps = emitted = 0
     for sequence in accepted:
@@ -153,7 +153,7 @@ def walk_length(accepted: Sequence[Int[Tensor, " anchors"]]) -> float:
 
 
 def per_slot_rates(
-    accepted: Sequence[Int[Tensor, " anchors"]], chains: Sequence[Chain]
+    accepted: Sequence[Int[Tensor, " _"]], chains: Sequence[Chain]
 ) -> tuple[float, ...]:
     drafted = chains[0].tokens.shape[-1] if chains else 0
     counts = torch.cat(list(accepted)) if chains else torch.zeros(0)
