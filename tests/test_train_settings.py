@@ -139,7 +139,7 @@ def test_taps_of_a_shallow_target_are_its_last_layers(tiny_llama):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"layers": 4}, "layers is 4; the target has 3, so choose 1 to 3"),
+        ({"layers": 4}, "layers is 4; the target has 3, choose 1 to 3"),
         ({"taps": "0,3"}, r"taps are \[0, 3\]; the target has layers 0 to 2"),
         ({"mask_token_id": 97}, "mask_token_id is 97; the target embeds tokens 0 to 96"),
         ({"block_size": 1}, "block_size is 1"),

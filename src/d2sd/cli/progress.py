@@ -22,8 +22,9 @@ NOTE_EVERY = 60.0
 class Meter:
     """Shows how far a job is; call it with what is done, how much there is, and words."""
 
-    def __init__(self, bar: Progress, words: str) -> None:
+    def __init__(self, bar: Progress, words: str, shown: bool) -> None:
         self._bar, self._words = bar, words
+        self._notes = shown and not notes.is_terminal
         self._task = bar.add_task(words, total=None)
         self._begun: tuple[float, int] | None = None
         self._noted = time.monotonic()
@@ -35,7 +36,7 @@ class Meter:
             self._bar.reset(self._task, total=total, completed=done)
         text = words or self._words
         self._bar.update(self._task, completed=done, total=total, description=text)
-        if not notes.is_terminal and now - self._noted >= NOTE_EVERY:
+        if self._notes and now - self._noted >= NOTE_EVERY:
             self._noted = now
             note(f"{text}: {done} of {total}{self._left(now, done, total)}")
 
@@ -59,7 +60,7 @@ def meter(words: str, shown: bool = True) -> Iterator[Meter]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=notes, disable=not (shown and notes.is_terminal)) as bar:
-        yield Meter(bar, words)
+        yield Meter(bar, words, shown)
 
 
 @contextmanager
@@ -74,7 +75,6 @@ def training_meter(shown: bool) -> Iterator[Callable[[Moment], None]]:
             smooth[moment.stage] = 0.98 * loss + 0.02 * moment.report.loss
             accepted = "" if moment.acceptance is None else f", accepted {moment.acceptance:.2f}"
             words = f"{moment.stage}: loss {smooth[moment.stage]:.3f}{accepted}"
-            if shown:
-                move(moment.done, moment.total, words)
+            move(moment.done, moment.total, words)
 
         yield hear

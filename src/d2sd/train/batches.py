@@ -89,16 +89,8 @@ def cut_blocks(
         probs = held.emitted_probs(torch.tensor(source.index.draft_ids, device=device))
         return probs.where(positions <= last, 1.0).cpu()
 
-    visible = torch.stack(
-        [
-            recipe.prefix.draw(len(chosen), size, rng, partial(_row_of, emitted, row))
-            for row, (chosen, rng) in enumerate(zip(anchors, rngs, strict=True))
-        ]
-    )
-    learned = [
-        learned_slots(chosen, count, length, size)
-        for chosen, count, length in zip(anchors, visible, lengths, strict=True)
-    ]
+    visible = _visible(recipe, anchors, rngs, emitted)
+    learned = map(partial(learned_slots, block_size=size), anchors, visible, lengths)
     counts = visible.to(device)
     return BlockBatch(
         features=_padded([rows.features for rows in read]),
@@ -108,8 +100,22 @@ def cut_blocks(
         labels=held.labels,
         soft_ids=held.soft_ids,
         soft_probs=held.soft_probs,
-        learned=torch.stack(learned).to(device),
+        learned=torch.stack(list(learned)).to(device),
     )
+
+
+def _visible(
+    recipe: BlockRecipe,
+    anchors: Sequence[Int[Tensor, " blocks"]],
+    rngs: Sequence[torch.Generator],
+    emitted: EmittedProbs,
+) -> Int[Tensor, "sequences blocks"]:
+    """How many slots of each block are visible; each sequence draws by its own generator."""
+    draws = [
+        recipe.prefix.draw(len(chosen), recipe.block_size, rng, partial(_row_of, emitted, row))
+        for row, (chosen, rng) in enumerate(zip(anchors, rngs, strict=True))
+    ]
+    return torch.stack(draws)
 
 
 @dataclass(frozen=True)

@@ -161,50 +161,47 @@ def _spaced(num_target_layers: int, count: int) -> tuple[int, ...]:
 
 def _check(recipe: Recipe, target: Any) -> None:
     """Raises ValueError for the first setting that no training can have."""
+    schedules = (recipe.first, recipe.second, recipe.one)
+    for schedule in schedules:
+        parse_objective(schedule.objective)
+    counts = {
+        "steps": min(schedule.steps for schedule in schedules),
+        "accumulate": recipe.accumulate,
+        "anchors_per_sequence": recipe.anchors_per_sequence,
+        "evaluate_every": recipe.evaluate_every,
+        "checkpoint_every": 1 if recipe.checkpoint_every is None else recipe.checkpoint_every,
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; it must be 1 or more")
+    if not 0 <= recipe.ema < 1:
+        raise ValueError(f"ema is {recipe.ema}; it must be 0 or more and below 1")
+    if recipe.sequences_per_batch < recipe.accumulate:
+        raise ValueError(
+            f"sequences_per_batch is {recipe.sequences_per_batch}, fewer than the "
+            f"{recipe.accumulate} micro-batches of accumulate"
+        )
+    _check_shape(recipe, target)
+
+
+def _check_shape(recipe: Recipe, target: Any) -> None:
+    """Raises ValueError where the drafter does not fit the target."""
+    layers, tokens = target.num_hidden_layers, target.vocab_size
     assert recipe.taps is not None
     assert recipe.mask_token_id is not None
     assert recipe.layers is not None
-    schedules = (recipe.first, recipe.second, recipe.one)
-    steps = min(schedule.steps for schedule in schedules)
-    for schedule in schedules:
-        parse_objective(schedule.objective)
-    wrong = [
-        (recipe.block_size < 2, f"block_size is {recipe.block_size}; it must be 2 or more"),
-        (
-            not 1 <= recipe.layers <= target.num_hidden_layers,
-            f"layers is {recipe.layers}; the target has {target.num_hidden_layers}, so choose 1 to "
-            f"{target.num_hidden_layers}",
-        ),
-        (steps < 1, f"steps is {steps}; it must be 1 or more"),
-        (recipe.accumulate < 1, f"accumulate is {recipe.accumulate}; it must be 1 or more"),
-        (not 0 <= recipe.ema < 1, f"ema is {recipe.ema}; it must be 0 or more and below 1"),
-        (
-            recipe.evaluate_every < 1,
-            f"evaluate_every is {recipe.evaluate_every}; it must be 1 or more",
-        ),
-        (
-            recipe.checkpoint_every is not None and recipe.checkpoint_every < 1,
-            f"checkpoint_every is {recipe.checkpoint_every}; it must be 1 or more",
-        ),
-        (
-            not recipe.taps or not all(0 <= t < target.num_hidden_layers for t in recipe.taps),
-            f"taps are {list(recipe.taps)}; the target has layers 0 to "
-            f"{target.num_hidden_layers - 1}",
-        ),
-        (
-            not 0 <= recipe.mask_token_id < target.vocab_size,
-            f"mask_token_id is {recipe.mask_token_id}; the target embeds tokens 0 to "
-            f"{target.vocab_size - 1}",
-        ),
-        (
-            recipe.sequences_per_batch < recipe.accumulate,
-            f"sequences_per_batch is {recipe.sequences_per_batch}, fewer than the "
-            f"{recipe.accumulate} micro-batches of accumulate",
-        ),
-    ]
-    for is_wrong, sentence in wrong:
-        if is_wrong:
-            raise ValueError(sentence)
+    if recipe.block_size < 2:
+        raise ValueError(f"block_size is {recipe.block_size}; it must be 2 or more")
+    if not 1 <= recipe.layers <= layers:
+        raise ValueError(
+            f"layers is {recipe.layers}; the target has {layers}, choose 1 to {layers}"
+        )
+    if not recipe.taps or not all(0 <= tap < layers for tap in recipe.taps):
+        raise ValueError(f"taps are {list(recipe.taps)}; the target has layers 0 to {layers - 1}")
+    if not 0 <= recipe.mask_token_id < tokens:
+        raise ValueError(
+            f"mask_token_id is {recipe.mask_token_id}; the target embeds tokens 0 to {tokens - 1}"
+        )
 
 
 def drafter_config(recipe: Recipe, target: Any) -> dict[str, Any]:

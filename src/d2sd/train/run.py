@@ -15,7 +15,7 @@ from d2sd.provenance import provenance
 from d2sd.train import log, record
 from d2sd.train.attention import use_fast_attention
 from d2sd.train.best import BestWeights
-from d2sd.train.compiling import choose_compiler
+from d2sd.train.compiling import Compiler, choose_compiler
 from d2sd.train.course import Course, Intervals, Place
 from d2sd.train.evaluate import Acceptance
 from d2sd.train.loop import Setup, StepReport, Trainer
@@ -66,6 +66,7 @@ class DrafterTraining:
         self.record = record.describe(material.recipe, material.responses)
         self._company = company or Company()
         self._log = log.TrainingLog(folder)
+        self._compiler: Compiler | None = None
         record.check_same(folder, self.record)
         self._company.processes.wait()
         if self._company.processes.is_first:
@@ -143,14 +144,16 @@ class DrafterTraining:
         return network
 
     def _trainer(self, stage: Stage, network: DraftNetwork) -> Trainer:
-        recipe, company = self.material.recipe, self._company
+        recipe, processes = self.material.recipe, self._company.processes
+        if self._compiler is None:  # chosen once, so that a remark on it is made once
+            self._compiler = choose_compiler(recipe.compile, network, self._company.tell)
         setup = Setup(
             accumulate=recipe.accumulate,
             ema=recipe.ema,
-            compiler=choose_compiler(recipe.compile, network, company.tell),
-            processes=company.processes,
+            compiler=self._compiler,
+            processes=processes,
         )
-        company.processes.copy_first(network.parameters())
+        processes.copy_first(weight.data for weight in network.parameters())
         sampler = self.material.sampler(stage)
         return Trainer(network, self.material.ends, sampler, stage.schedule, setup)
 
