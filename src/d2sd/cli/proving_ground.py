@@ -94,7 +94,9 @@ def _commands(options: GroundOptions, target: Path, prompts: Path) -> list[list[
     answers, out = str(options.out / "responses.jsonl"), options.out
     threads = ["--threads", str(options.threads)] if options.threads else []
     changes = [word for change in options.changes or () for word in ("--set", change)]
-    model, draws = ["--model", str(target)], ["--temperatures", "0,0,0.8"]
+    # short: greedy answers of so small a model end in loops, which any drafter foresees
+    draws = ["--temperatures", "0,0,0.8", "--max-new-tokens", "160"]
+    model = ["--model", str(target)]
     places = ["--work", str(out / "work"), "--out", str(out / "drafters")]
     recipe = ["--recipe", "proving-ground", *changes]
     return [
