@@ -196,6 +196,7 @@ def test_fitted_temperatures_reach_the_drafters(d2sd, folders, tmp_path) -> None
             float(t): v for t, v in fitted[key].items()
         }
         assert set(written["temperatures"]) == {"0", "0.8"}
+    assert json.loads(d2sd(f"evaluate {line} --limit 2 --fit --json")[1])["fit"] == fitted
     again = json.loads(d2sd(f"evaluate {line} --limit 2 --json")[1])["groups"][0]
     plain = json.loads(d2sd(f"evaluate {line} --limit 2 --uncalibrated --json")[1])["groups"][0]
     assert plain["honesty"] == fitted["before"][0]["honesty"]

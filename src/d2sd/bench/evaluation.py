@@ -27,6 +27,7 @@ from d2sd.drafters.policies import Policy
 from d2sd.networks import Networks
 from d2sd.session import Session
 from d2sd.train.calibrate import LossCurves, best_temperatures
+from d2sd.train.journal import Journal
 from d2sd.train.responses import Response
 
 SAMPLED = 1024
@@ -58,7 +59,7 @@ class Fit:
     """Temperatures fitted on all answers, and the honesty of those fitted on half of them.
 
     `after` replays each answer with temperatures that were fitted on the other half of the
-    answers; `before` is what the drafters had. Both are groups of all kinds.
+    answers; `before` is with those it was called with. Both are groups of all kinds.
     """
 
     first: ByTemperature
@@ -70,35 +71,28 @@ class Fit:
 
 
 class KeptReplays:
-    """Replays that are done, in a JSONL file that grows; without a path nothing is kept."""
+    """Replays that are done, in a journal; without a path nothing is kept."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._lines: dict[str, Any] = {}
-        if path is not None and path.exists():
-            text = path.read_text()
-            for line in text.splitlines():
-                try:
-                    self._lines.update(json.loads(line))
-                except ValueError:
-                    continue  # a kill cut this line short; what it held is made again
-            if text and not text.endswith("\n"):
-                with path.open("a") as file:
-                    file.write("\n")
+        self._journal: Journal | None = None
+        self._found: dict[str, Any] = {}
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(path)
+            for part in self._journal if len(self._journal) else ():
+                self._found.update(part)
 
     def get(self, key: str) -> Replayed | None:
-        return _replayed(self._lines[key]) if key in self._lines else None
+        return _replayed(self._found[key]) if key in self._found else None
 
     def add(self, key: str, replayed: Replayed) -> None:
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write(json.dumps({key: _plain(replayed)}) + "\n")
+        if self._journal is not None:
+            self._journal.append({key: _plain(replayed)})
 
     def remove(self) -> None:
         """For when the result is written."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        if self._journal is not None:
+            self._journal.path.unlink(missing_ok=True)
 
 
 def replay_all(

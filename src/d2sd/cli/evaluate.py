@@ -53,7 +53,8 @@ class CalibrationOptions:
         option(
             "--fit",
             CALIBRATION,
-            "Fit temperatures on these answers and write them into the drafters' config.json.",
+            "Fit temperatures on these answers and write them into the drafters' config.json; "
+            "what is reported besides is measured without any.",
         ),
     ] = False
     uncalibrated: Annotated[
@@ -100,10 +101,11 @@ def evaluate(
     import torch
 
     from d2sd.bench.evaluation import Evaluation, KeptReplays
-    from d2sd.cli.evaluating import drafter_folders, evaluated, print_evaluation, write_json
+    from d2sd.cli.evaluating import drafter_folders, evaluated, print_evaluation
     from d2sd.cli.opening import opened
     from d2sd.cli.terminal import note, print_json
     from d2sd.drafters.policies import parse_policies
+    from d2sd.train.journal import write_record
 
     if replaying.threads:
         torch.set_num_threads(replaying.threads)
@@ -112,14 +114,16 @@ def evaluate(
     evaluation = Evaluation(selected(responses, replaying), chosen, curves=calibration.fit)
     partial = report.out and report.out.with_name(report.out.name + ".partial.jsonl")
     kept = KeptReplays(partial)
-    result = evaluated(opened(model, chosen), evaluation, kept, calibration.uncalibrated)
+    # a fit that starts from no temperatures can be repeated: what it wrote doesn't change it
+    uncalibrated = calibration.uncalibrated or calibration.fit
+    result = evaluated(opened(model, chosen), evaluation, kept, uncalibrated)
     values = {"responses": str(responses), **result.as_json()}
-    if report.out:
-        write_json(report.out, values)
-        kept.remove()
     if folders and result.fit:
         write_fit(result.fit, folders)
         note(f"wrote temperatures into {' and '.join(map(str, folders))}")
+    if report.out:
+        write_record(report.out, values)
+        kept.remove()
     if report.as_json:
         print_json(values)
     else:

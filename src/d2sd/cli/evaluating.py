@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,14 +73,6 @@ def drafter_folders(options: ModelOptions) -> tuple[Path, ...]:
             "--second-drafter"
         )
     return tuple(Path(name) for name in dict.fromkeys(names))
-
-
-def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """The whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(values, ensure_ascii=False) + "\n")
-    unfinished.replace(path)
 
 
 def print_evaluation(result: Result) -> None:

@@ -67,7 +67,7 @@ class LossCurves:
 
 def candidate_losses(slots: SlotLogits) -> Float[Tensor, "slots temperatures"]:
     """Squared error of all candidates of each slot, at every tried temperature."""
-    parts = zip(slots.logits.split(AT_ONCE), slots.labels.split(AT_ONCE), strict=True)
+    parts = zip(torch.split(slots.logits, AT_ONCE), torch.split(slots.labels, AT_ONCE), strict=True)
     return torch.cat([_losses(logits.float(), labels) for logits, labels in parts])
 
 
