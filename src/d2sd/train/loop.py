@@ -19,6 +19,7 @@ from d2sd.train.compiling import Compiler
 from d2sd.train.ema import Average
 from d2sd.train.loss import SlotLabels, log_partition, slot_losses
 from d2sd.train.objectives import BlockSlots, Share, parse_objective
+from d2sd.train.optimizers import make_optimizers
 from d2sd.train.parallel import Alone, Processes, part
 from d2sd.train.schedule import Schedule
 
@@ -85,7 +86,7 @@ class Trainer:
         self._head = ends.head.to(setup.dtype).contiguous()
         self._draft_id = _places(network.draft_ids, len(ends.embedding))
         self._objective = parse_objective(schedule.objective)
-        self._optimizers = _optimizers(network)
+        self._optimizers = make_optimizers(network, schedule.optimizer)
         self._forward = setup.compiler(self._hidden)
         self._partition = setup.compiler(log_partition)
 
@@ -228,13 +229,3 @@ def _places(draft_ids: Tensor, vocab_size: int) -> Tensor:
     places = torch.full((vocab_size,), -1, device=draft_ids.device)
     places[draft_ids] = torch.arange(len(draft_ids), device=draft_ids.device)
     return places
-
-
-def _optimizers(network: DraftNetwork) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for matrices, AdamW for vectors."""
-    matrices = [p for p in network.parameters() if p.ndim == 2]
-    vectors = [p for p in network.parameters() if p.ndim < 2]
-    return (
-        torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(vectors, betas=(0.9, 0.95), weight_decay=0.0),
-    )

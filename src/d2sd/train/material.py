@@ -105,10 +105,11 @@ class Material:
         return drafter_config(replace(self.recipe, draft_vocab_size=size), target)
 
     def fresh(self) -> DraftNetwork:
-        """A network with first weights from the target's last layers; always the same one."""
+        """A network with its first weights, as the recipe says; always the same one."""
         torch.manual_seed(self.recipe.seed)
         network = DraftNetwork(DraftConfig.from_json(self.config()))
-        start_from_target(network, self.target, self.source.scale.cpu())
+        if self.recipe.start == "target":
+            start_from_target(network, self.target, self.source.scale.cpu())
         network.draft_ids = torch.tensor(self.source.index.draft_ids)
         return network.to(self.device)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from d2sd.drafters.config import default_taps
 from d2sd.train.objectives import parse_objective
+from d2sd.train.optimizers import OPTIMIZERS
 from d2sd.train.schedule import Schedule
 
 
@@ -51,6 +52,8 @@ class Recipe:
     evaluate_every: int = 500
     checkpoint_every: int | None = None
     """Steps between checkpoints; None: three minutes."""
+    start: str = "target"
+    """First weights: from the target's last layers, or random."""
     compile: bool | None = None
     """None: where a compiler is at hand and the drafter is large enough to gain from it."""
     seed: int = 0
@@ -161,9 +164,8 @@ def _spaced(num_target_layers: int, count: int) -> tuple[int, ...]:
 
 def _check(recipe: Recipe, target: Any) -> None:
     """Raises ValueError for the first setting that no training can have."""
+    _check_choices(recipe)
     schedules = (recipe.first, recipe.second, recipe.one)
-    for schedule in schedules:
-        parse_objective(schedule.objective)
     counts = {
         "steps": min(schedule.steps for schedule in schedules),
         "accumulate": recipe.accumulate,
@@ -182,6 +184,17 @@ def _check(recipe: Recipe, target: Any) -> None:
             f"{recipe.accumulate} micro-batches of accumulate"
         )
     _check_shape(recipe, target)
+
+
+def _check_choices(recipe: Recipe) -> None:
+    """Raises ValueError for a name that is none of the known ones."""
+    for schedule in (recipe.first, recipe.second, recipe.one):
+        parse_objective(schedule.objective)
+        if schedule.optimizer not in OPTIMIZERS:
+            known = " or ".join(OPTIMIZERS)
+            raise ValueError(f"optimizer is {schedule.optimizer!r}; choose {known}")
+    if recipe.start not in ("target", "random"):
+        raise ValueError(f"start is {recipe.start!r}; choose target or random")
 
 
 def _check_shape(recipe: Recipe, target: Any) -> None:

@@ -15,13 +15,15 @@ class Schedule:
 
     steps: int
     matrix_rate: float = 2e-3
-    """Muon's rate for matrices, on the scale of AdamW's (update RMS matched)."""
+    """For matrices, on the scale of AdamW's (Muon's update RMS is matched to it)."""
     vector_rate: float = 1e-3
     """AdamW's rate for norms."""
     warmup: int = 50
     cooldown: float = 0.3
     clip: float = 1.0
     """Largest length of the whole gradient."""
+    optimizer: str = "muon"
+    """Of the matrices: muon, or adamw."""
     objective: str = "soft:tau=4,hard=0.5"
     """A name and its options, as `parse_objective` reads them."""
 
