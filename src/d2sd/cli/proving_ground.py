@@ -31,6 +31,16 @@ class GroundOptions:
             "OUT",
         ),
     ] = Path("runs/proving-ground")
+    prompts: Annotated[
+        Path | None,
+        option(
+            "--prompts",
+            GROUND,
+            "What the target is asked for its drafters: JSONL, as in d2sd regenerate. The narrower, "
+            "the longer drafts get. Default: the prompts of the answers.",
+            "FILE.jsonl",
+        ),
+    ] = None
     target_steps: Annotated[
         int | None, option("--target-steps", GROUND, "Steps of the small target.", "N")
     ] = None
@@ -75,7 +85,7 @@ def proving_ground(
     shape = replace(shape, steps=options.target_steps or shape.steps)
     with meter("small target") as move:
         target = train_target(shape, exchanges, options.out / "target", move, note)
-    prompts = _prompts(exchanges, options.out / "prompts.jsonl")
+    prompts = options.prompts or _prompts(exchanges, options.out / "prompts.jsonl")
     for command in _commands(options, target, prompts):
         _run(command)
 

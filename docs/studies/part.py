@@ -1,0 +1,17 @@
+"""The greedy or the sampled ones of some answers, equally many of both.
+
+python docs/studies/part.py RESPONSES.jsonl greedy|sampled OUT.jsonl
+"""
+
+import json
+import sys
+from pathlib import Path
+
+source, kind, out = sys.argv[1:]
+lines = Path(source).read_text().splitlines(keepends=True)
+greedy = [line for line in lines if json.loads(line)["temperature"] == 0]
+sampled = [line for line in lines if json.loads(line)["temperature"] > 0]
+count = min(len(greedy), len(sampled))
+chosen = {"greedy": greedy, "sampled": sampled}[kind][:count]
+Path(out).parent.mkdir(parents=True, exist_ok=True)
+Path(out).write_text("".join(chosen))
