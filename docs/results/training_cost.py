@@ -7,6 +7,7 @@ the machine's own matrix speed that the trainer reached is measured here, and th
 a GPU's data sheet: the GPU hours are worked out, not measured.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -70,7 +71,7 @@ def trainer_speed(path):
     points = [line for line in lines if "positions" in line]
     pairs = [
         (b["positions"] - a["positions"], b["seconds"])
-        for a, b in zip(points, points[1:], strict=False)
+        for a, b in itertools.pairwise(points)
         if a["stage"] == b["stage"] and "seconds" in b
     ]
     return sum(slots for slots, _ in pairs) / sum(seconds for _, seconds in pairs)

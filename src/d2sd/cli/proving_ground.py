@@ -36,8 +36,8 @@ class GroundOptions:
         option(
             "--prompts",
             GROUND,
-            "What the target is asked for its drafters: JSONL, as in d2sd regenerate. The narrower, "
-            "the longer drafts get. Default: the prompts of the answers.",
+            "What the target is asked for its drafters: JSONL, as in d2sd regenerate. The "
+            "narrower, the longer drafts get. Default: the prompts of the answers.",
             "FILE.jsonl",
         ),
     ] = None
