@@ -43,6 +43,16 @@ def test_honest_statements_have_no_error() -> None:
     assert reliability(SAID, DRAWN < SAID).error < 0.01
 
 
+def test_few_honest_statements_err_by_chance() -> None:
+    found = [
+        reliability(SAID[i : i + 200], DRAWN[i : i + 200] < SAID[i : i + 200])
+        for i in range(0, 20_000, 200)
+    ]
+    mean = sum(of.error for of in found) / len(found)
+    assert mean > 0.05
+    assert sum(of.chance for of in found) / len(found) == pytest.approx(mean, rel=0.1)
+
+
 @pytest.mark.parametrize("shift", [0.1, -0.2])
 def test_a_shift_is_the_error(shift: float) -> None:
     said = 0.3 + 0.4 * SAID

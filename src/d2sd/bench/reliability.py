@@ -34,10 +34,14 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """`error` is the expected calibration error: the bins' gaps, weighed by their counts."""
+    """`error` is the expected calibration error: the bins' gaps, weighed by their counts.
+
+    `chance` is the error that honest statements would show too, because so few were judged.
+    """
 
     count: int
     error: float
+    chance: float
     bins: tuple[Bin, ...]
 
 
@@ -68,6 +72,9 @@ def reliability(
 ) -> Reliability:
     """Statements in bins of equal width; empty bins are left out."""
     where = (said * bins).long().clamp(0, bins - 1)
+    spread = torch.zeros(bins, dtype=torch.float64)
+    spread.index_add_(0, where, (said * (1 - said)).double())  # variances of the bins' sums
+    chance = float((2 / torch.pi * spread).sqrt().sum()) / max(len(said), 1)
     found = []
     for number in sorted(set(where.tolist())):
         inside = where == number
@@ -80,7 +87,7 @@ def reliability(
                 float(held[inside].double().mean()),
             )
         )
-    return Reliability(len(said), calibration_error(said, held, bins), tuple(found))
+    return Reliability(len(said), calibration_error(said, held, bins), chance, tuple(found))
 
 
 def honesty(rows: Iterable[JudgedRow]) -> Honesty:

@@ -127,7 +127,11 @@ def _errors(found: Honesty) -> str:
         ("second pass", found.second),
         ("boundary posterior", found.posterior),
     )
-    words = [f"{name} {judged.error:.1%}" for name, judged in parts if judged is not None]
+    words = [
+        f"{name} {judged.error:.1%} (chance {judged.chance:.1%})"
+        for name, judged in parts
+        if judged is not None
+    ]
     return f"calibration error: {', '.join(words)}"
 
 
@@ -135,9 +139,10 @@ def _print_fit(fitted: Fit) -> None:
     """Cross-checked figures before and after, policy by policy."""
     for before, after in zip(fitted.before, fitted.after, strict=True):
         pages.print(
-            f"temperatures fitted on half of the answers, judged on the other half, "
-            f"decoding temperature {before.temperature:g}",
+            f"decoding temperature {before.temperature:g}: without temperatures → with those "
+            "fitted on the other half of the answers",
             style="bold",
+            soft_wrap=True,
         )
         for policy, row in before.policies.items():
             then = after.policies[policy].acceptance_length.mean
