@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from d2sd.train.batched import BatchedAnswerer, RowCache, pick
-from d2sd.train.questions import Question
+from d2sd.answers.batched import BatchedAnswerer, RowCache, pick
+from d2sd.answers.questions import Question
 from folders import byte_tokenizer
 
 
@@ -76,7 +76,7 @@ def test_rows_that_are_done_leave_the_batch(tiny_llama, monkeypatch):
 @pytest.mark.parametrize("chunk", [16384, 40, 1])
 def test_prompts_read_in_pieces_give_the_same_logits(tiny_llama, chunk, monkeypatch):
     asked = questions(6)
-    monkeypatch.setattr("d2sd.train.batched.PREFILL_TOKENS", chunk)
+    monkeypatch.setattr("d2sd.answers.batched.PREFILL_TOKENS", chunk)
     _, logits, cache = answerer(tiny_llama)._read(asked, [True] * 6)
     with torch.inference_mode():
         wanted = [tiny_llama(torch.tensor([q.prompt_ids])).logits[0, -1] for q in asked]

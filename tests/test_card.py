@@ -9,13 +9,13 @@ import yaml
 
 from d2sd.bench.acceptance import groups
 from d2sd.bench.replay import JudgedRow, Replayed, ReplayedStep
+from d2sd.card import compose as module
+from d2sd.card.compose import card
+from d2sd.card.findings import read_evaluation
+from d2sd.card.page import Page
+from d2sd.card.subject import Wording, read_subject
 from d2sd.cli import run
-from d2sd.train import card as module
-from d2sd.train.card import card
-from d2sd.train.findings import read_evaluation
-from d2sd.train.page import Page
 from d2sd.train.responses import Response
-from d2sd.train.subject import Wording, read_subject
 from folders import save_drafter
 
 START = {"commit": "c0ffee", "seed": 7, "versions": {"torch": "2.13.0"}, "command": ["d2sd", "x"]}

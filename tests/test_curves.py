@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d2sd.train.curves import Point, fit_trend, read_training
+from d2sd.card.curves import Point, fit_trend, read_training
 
 SHIPPED = Path(__file__).parents[1] / "src/d2sd/models/smollm2-135m/training.jsonl"
 

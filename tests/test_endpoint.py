@@ -10,9 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from d2sd.cli import run
-from d2sd.train.conversations import Conversations, Draws, Wording
-from d2sd.train.endpoint import (
+from d2sd.answers.conversations import Conversations, Draws, Wording
+from d2sd.answers.endpoint import (
     Asking,
     Connection,
     Endpoint,
@@ -20,8 +19,9 @@ from d2sd.train.endpoint import (
     key_from,
     served_model,
 )
-from d2sd.train.questions import Ask, Question
-from d2sd.train.regenerate import regenerate
+from d2sd.answers.questions import Ask, Question
+from d2sd.answers.regenerate import regenerate
+from d2sd.cli import run
 from folders import byte_tokenizer, save_target
 
 END = 2

@@ -6,9 +6,9 @@ import math
 import pytest
 from PIL import Image
 
-from d2sd.train import plots
-from d2sd.train.curves import Point
-from d2sd.train.plots import (
+from d2sd.card import plots
+from d2sd.card.curves import Point
+from d2sd.card.plots import (
     Bars,
     Reliability,
     draw_boundaries,

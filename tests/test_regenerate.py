@@ -12,11 +12,11 @@ import time
 
 import pytest
 
+from d2sd.answers.conversations import Conversations, Draws, Wording
+from d2sd.answers.questions import Answer, Answerer, Ask, Reading, read_asks
+from d2sd.answers.regenerate import Progress, batches_of, begin, regenerate
 from d2sd.cli import run
-from d2sd.train.conversations import Conversations, Draws, Wording
-from d2sd.train.journal import Journal, lines_of, written_whole
-from d2sd.train.questions import Answer, Answerer, Ask, Reading, read_asks
-from d2sd.train.regenerate import Progress, batches_of, begin, regenerate
+from d2sd.journal import Journal, lines_of, written_whole
 from d2sd.train.responses import read_responses
 from folders import byte_tokenizer, save_target, write_prompts
 

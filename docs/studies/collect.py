@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from d2sd.train.curves import read_training
-from d2sd.train.plots import draw_curves
+from d2sd.card.curves import read_training
+from d2sd.card.plots import draw_curves
 
 HERE = Path(__file__).parent
 

@@ -24,10 +24,10 @@ from d2sd.bench.acceptance import Group, groups
 from d2sd.bench.replay import JudgedRow, Replayed, ReplayedStep, recited, replay
 from d2sd.drafters.network import DraftNetwork
 from d2sd.drafters.policies import Policy
+from d2sd.journal import Journal
 from d2sd.networks import Networks
 from d2sd.session import Session
 from d2sd.train.calibrate import LossCurves, best_temperatures
-from d2sd.train.journal import Journal
 from d2sd.train.responses import Response
 
 SAMPLED = 1024

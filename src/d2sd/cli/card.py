@@ -54,9 +54,9 @@ def card(
 
     Every figure comes from a file. What no file says is called not measured.
     """
+    from d2sd.card.compose import card as compose
+    from d2sd.card.subject import Wording, read_subject
     from d2sd.cli.terminal import note
-    from d2sd.train.card import card as compose
-    from d2sd.train.subject import Wording, read_subject
 
     wording = Wording(options.licence, options.base_model, read_notes(options.notes))
     page = compose(read_subject(folder, options.evaluation, wording))

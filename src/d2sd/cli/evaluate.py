@@ -105,7 +105,7 @@ def evaluate(
     from d2sd.cli.opening import opened
     from d2sd.cli.terminal import note, print_json
     from d2sd.drafters.policies import parse_policies
-    from d2sd.train.journal import write_record
+    from d2sd.journal import write_record
 
     if replaying.threads:
         torch.set_num_threads(replaying.threads)

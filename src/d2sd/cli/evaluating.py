@@ -102,7 +102,7 @@ def _table(groups: list[Group]) -> Table:
     table.add_column("answers", justify="right")
     table.add_column("tokens", justify="right")
     for policy in whole.policies:
-        table.add_column(policy, justify="right", overflow="fold")
+        table.add_column(policy, justify="right", overflow="fold", min_width=11)
     for group in [*kinds, whole]:
         table.add_row(
             group.kind or "-",

@@ -14,7 +14,7 @@ import typer
 from d2sd.cli.options import MODEL, OUTPUT, PROMPTS, SAMPLING, Json, grouped, option
 
 if TYPE_CHECKING:
-    from d2sd.train.regenerate import Progress, Summary
+    from d2sd.answers.regenerate import Progress, Summary
 
 ENDPOINT = "Endpoint"
 NOTE_EVERY = 60.0
@@ -156,13 +156,13 @@ def regenerate(
 
     Writes a response file: token ids of prompt and answer, a line for each turn.
     """
+    from d2sd.answers.conversations import Conversations
+    from d2sd.answers.questions import Reading, read_asks
+    from d2sd.answers.regenerate import begin, digest_of
+    from d2sd.answers.regenerate import regenerate as answer_all
     from d2sd.cli.sources import source_of
     from d2sd.cli.terminal import note
     from d2sd.provenance import provenance
-    from d2sd.train.conversations import Conversations
-    from d2sd.train.questions import Reading, read_asks
-    from d2sd.train.regenerate import begin, digest_of
-    from d2sd.train.regenerate import regenerate as answer_all
 
     asks = read_asks(prompts, Reading(asked.kind, asked.limit, asked.broken), note)
     source = source_of(asked, drawing, target, server)

@@ -7,15 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 import transformers
 
-from d2sd.cli.regenerate import AskedOptions, DrawingOptions, EndpointOptions, TargetOptions
-from d2sd.cli.terminal import note
-from d2sd.models.resolve import resolve
-from d2sd.sampling import Sampling
-from d2sd.session import ModelChoice, load_tokenizer
-from d2sd.target.load import load_model
-from d2sd.train.batched import BatchedAnswerer
-from d2sd.train.conversations import Draws, Wording
-from d2sd.train.endpoint import (
+from d2sd.answers.batched import BatchedAnswerer
+from d2sd.answers.conversations import Draws, Wording
+from d2sd.answers.endpoint import (
     Asking,
     Connection,
     Endpoint,
@@ -23,7 +17,13 @@ from d2sd.train.endpoint import (
     key_from,
     served_model,
 )
-from d2sd.train.questions import Answerer
+from d2sd.answers.questions import Answerer
+from d2sd.cli.regenerate import AskedOptions, DrawingOptions, EndpointOptions, TargetOptions
+from d2sd.cli.terminal import note
+from d2sd.models.resolve import resolve
+from d2sd.sampling import Sampling
+from d2sd.session import ModelChoice, load_tokenizer
+from d2sd.target.load import load_model
 from d2sd.wording import end_tokens
 
 

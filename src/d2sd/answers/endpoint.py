@@ -13,7 +13,7 @@ from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
-from d2sd.train.questions import Answer, Answerer, Finish, Question, Tick
+from d2sd.answers.questions import Answer, Answerer, Finish, Question, Tick
 
 SEEDS = 2**31
 """Servers take seeds below this."""

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-from d2sd.train.curves import Point, fit_trend
+from d2sd.card.curves import Point, fit_trend
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
 """Told apart by everyone (Okabe and Ito), dark enough on white."""

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from d2sd.answers.questions import Answer, Answerer, Question, Tick
 from d2sd.sampling import Sampling, filtered
 from d2sd.target.load import check_supported
 from d2sd.text import Tokenizer, plain_text
-from d2sd.train.questions import Answer, Answerer, Question, Tick
 
 PREFILL_TOKENS = 16384
 """Prompts are read in columns, so many padded tokens at a time at most."""

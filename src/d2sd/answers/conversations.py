@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from d2sd.train.questions import Answer, Answerer, Ask, Question, Tick, as_text
+from d2sd.answers.questions import Answer, Answerer, Ask, Question, Tick, as_text
 from d2sd.wording import Message, chat_ids, check_ids, raw_ids
 
 Line = dict[str, Any]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d2sd.train.plots import Bars, Reliability
+from d2sd.card.plots import Bars, Reliability
 
 FEWEST_STEPS = 20
 """A depth that fewer steps reached is left out: its share would be chance."""

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 
-from d2sd.train.conversations import Conversations, Line
-from d2sd.train.journal import Journal, lines_of, write_record, written_whole
-from d2sd.train.questions import Answerer, Ask
+from d2sd.answers.conversations import Conversations, Line
+from d2sd.answers.questions import Answerer, Ask
+from d2sd.journal import Journal, lines_of, write_record, written_whole
 
 WINDOW = 16
 """Prompts of like length meet in one batch; they are looked for among so many batches."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from d2sd.train.findings import Change, EvaluationFile, Finding, Length, Told
-from d2sd.train.page import Page
-from d2sd.train.plots import draw_boundaries, draw_depths, draw_reliability, draw_suites
-from d2sd.train.subject import plain_name
+from d2sd.card.findings import Change, EvaluationFile, Finding, Length, Told
+from d2sd.card.page import Page
+from d2sd.card.plots import draw_boundaries, draw_depths, draw_reliability, draw_suites
+from d2sd.card.subject import plain_name
 
 
 def add_evaluation(page: Page, evaluation: EvaluationFile, number: str) -> None:

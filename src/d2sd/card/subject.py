@@ -11,9 +11,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from d2sd.card.curves import Training, read_training
+from d2sd.card.findings import EvaluationFile, read_evaluation
 from d2sd.drafters.config import DraftConfig
-from d2sd.train.curves import Training, read_training
-from d2sd.train.findings import EvaluationFile, read_evaluation
 
 PARTS = ("first", "second", "one")
 _NOT_THE_BODY = ("d2t", "t2d", "embed_tokens.", "lm_head.", "verifier_")

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from d2sd.train.curves import Point, Training, fit_trend
-from d2sd.train.evaluation_part import add_evaluation
-from d2sd.train.page import Page, front_matter
-from d2sd.train.plots import draw_learning
-from d2sd.train.subject import DrafterFacts, Subject
+from d2sd.card.curves import Point, Training, fit_trend
+from d2sd.card.evaluation_part import add_evaluation
+from d2sd.card.page import Page, front_matter
+from d2sd.card.plots import draw_learning
+from d2sd.card.subject import DrafterFacts, Subject
 
 TAGS = ("speculative-decoding", "block-diffusion", "draft-model", "dflash", "d2sd")
 ROLES = {
