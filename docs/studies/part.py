@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 source, kind, out = sys.argv[1:]
-lines = Path(source).read_text().splitlines(keepends=True)
+with Path(source).open() as file:  # splitlines() would also cut at U+2028 inside an answer
+    lines = list(file)
 greedy = [line for line in lines if json.loads(line)["temperature"] == 0]
 sampled = [line for line in lines if json.loads(line)["temperature"] > 0]
 count = min(len(greedy), len(sampled))
