@@ -13,6 +13,7 @@ from d2sd.cli.options import OUTPUT, Json, ModelOptions, grouped, option
 
 if TYPE_CHECKING:
     from d2sd.bench.evaluation import Fit
+    from d2sd.cli.evaluating import Result
     from d2sd.train.responses import Response
 
 ANSWERS, CALIBRATION = "Answers", "Calibration"
@@ -101,11 +102,10 @@ def evaluate(
     import torch
 
     from d2sd.bench.evaluation import Evaluation, KeptReplays
-    from d2sd.cli.evaluating import drafter_folders, evaluated, print_evaluation
+    from d2sd.cli.evaluating import drafter_folders, evaluated
     from d2sd.cli.opening import opened
-    from d2sd.cli.terminal import note, print_json
+    from d2sd.cli.terminal import note
     from d2sd.drafters.policies import parse_policies
-    from d2sd.journal import write_record
 
     if replaying.threads:
         torch.set_num_threads(replaying.threads)
@@ -117,14 +117,22 @@ def evaluate(
     # a fit that starts from no temperatures can be repeated: what it wrote doesn't change it
     uncalibrated = calibration.uncalibrated or calibration.fit
     result = evaluated(opened(model, chosen), evaluation, kept, uncalibrated)
-    values = {"responses": str(responses), **result.as_json()}
     if folders and result.fit:
         write_fit(result.fit, folders)
         note(f"wrote temperatures into {' and '.join(map(str, folders))}")
-    if report.out:
-        write_record(report.out, values)
-        kept.remove()
-    if report.as_json:
+    _report(result, str(responses), report)
+    kept.remove()
+
+
+def _report(result: Result, responses: str, options: ReportOptions) -> None:
+    from d2sd.cli.evaluating import print_evaluation
+    from d2sd.cli.terminal import print_json
+    from d2sd.journal import write_record
+
+    values = {"responses": responses, **result.as_json()}
+    if options.out:
+        write_record(options.out, values)
+    if options.as_json:
         print_json(values)
     else:
         print_evaluation(result)
