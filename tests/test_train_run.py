@@ -57,10 +57,10 @@ def responses(tiny_llama):
     return found
 
 
-def training(tiny_llama, responses, folder, recipe=RECIPE, hear=None):
+def training(tiny_llama, responses, folder, recipe=RECIPE, **listeners):
     source = OnlineFeatures(tiny_llama, responses, recipe.taps, draft_vocabulary(recipe, responses))
     material = Material(recipe, tiny_llama, responses, source)
-    return DrafterTraining(material, folder, Company(hear=hear) if hear else None)
+    return DrafterTraining(material, folder, Company(**listeners))
 
 
 def killer(step, stage="first"):
@@ -164,7 +164,7 @@ def test_learning_lowers_the_loss(tiny_llama, responses, tmp_path):
         responses,
         tmp_path,
         changed(RECIPE, {"first.steps": 90, "evaluate_every": 90}),
-        lambda moment: losses.append(moment.report.loss),
+        hear=lambda moment: losses.append(moment.report.loss),
     )
     run.train("first")
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
@@ -234,7 +234,10 @@ def test_a_training_can_be_made_longer_but_not_shorter_than_it_is(tiny_llama, re
 
 def test_without_held_out_answers_the_last_weights_are_kept(tiny_llama, tmp_path):
     sampled = [response for response in random_responses(24) if response.temperature]
-    networks = training(tiny_llama, sampled, tmp_path).train("first")
+    told = []
+    run = training(tiny_llama, sampled, tmp_path, tell=told.append)
+    networks = run.train("first")
+    assert [line.split(",")[0] for line in told] == ["no held-out response is greedy"]
     assert log_of(tmp_path)[-1].keys() >= {"loss"}
     assert networks["first"].fc.weight.isfinite().all()
 

@@ -83,6 +83,11 @@ class DrafterTraining:
         target's last layers. `Material.load` gives both.
         """
         asked = find_stages(stages, self.material.recipe)
+        if not self.material.evaluator.sequences:
+            self._company.tell(
+                "no held-out response is greedy, so acceptance can't be measured: the last weights "
+                "are kept instead of the best"
+            )
         trained: dict[str, DraftNetwork] = {}
         for stage in asked:
             if stage.name == "second":
