@@ -101,9 +101,11 @@ def main():
         "answers": ANSWERS,
         "tokens_an_answer": LENGTH,
         "anchors_an_answer": ANCHORS,
-        "table": {
-            "columns": ["target", "10¹⁸ operations", "hours on 1 GPU", "hours on 8 GPUs"],
-            "rows": rows,
+        "tables": {
+            "cost": {
+                "columns": ["target", "10¹⁸ operations", "hours on 1 GPU", "hours on 8 GPUs"],
+                "rows": rows,
+            }
         },
     }
     sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
