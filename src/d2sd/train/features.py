@@ -24,6 +24,9 @@ SOFT = 32
 PASS_TOKENS = 8192
 """Most tokens of one target pass, padding included."""
 
+ROWS = 32
+"""Passes are padded to a multiple of this: on a CPU torch keeps megabytes for each new shape."""
+
 SCALE_TOKENS = 4096
 """About how many tokens the size of the features is measured on."""
 
@@ -122,7 +125,7 @@ class OnlineFeatures(FeatureSource):
         """Rows of one sequence from its line of a padded pass."""
         response = self._responses[sequence]
         length = len(response)
-        logits = (last[:length] @ self._head.T).float()
+        logits = (last @ self._head.T)[:length].float()
         best = logits.topk(min(SOFT, logits.shape[1]), dim=-1)
         return Rows(
             features=(features[:length].float() / self.scale).bfloat16(),
@@ -135,7 +138,7 @@ class OnlineFeatures(FeatureSource):
         self, sequences: Sequence[int]
     ) -> tuple[Float[Tensor, "batch rows taps hidden"], Float[Tensor, "batch rows hidden"]]:
         """Outputs of the tapped layers, and the final normed hidden states; padded on the right."""
-        longest = max(self.index.length(i) for i in sequences)
+        longest = -(-max(self.index.length(i) for i in sequences) // ROWS) * ROWS
         ids = torch.zeros(len(sequences), longest, dtype=torch.long)
         for row, sequence in enumerate(sequences):
             response = self._responses[sequence]
@@ -155,7 +158,7 @@ class OnlineFeatures(FeatureSource):
         every = max(self.index.rows // SCALE_TOKENS, 1)
         squares, rows = torch.zeros((), device=self._model.device), 0
         for sequence in range(0, len(self._responses), every):
-            features = self._pass([sequence])[0][0, 1:].float()
+            features = self._pass([sequence])[0][0, 1 : self.index.length(sequence)].float()
             squares, rows = squares + features.square().sum(0), rows + len(features)
         return (squares / rows).sqrt().clamp_min(1e-3)
 
