@@ -50,5 +50,32 @@ def test_a_printed_table_is_the_committed_measurement(file, table):
         assert values == [printed(key, measured[name]) for key in keys]
 
 
+TABLE = re.compile(
+    r"<!-- table (?P<name>[\w-]+) of (?P<file>docs/[\w./-]+\.json) -->\n+(?P<table>(?:\|.*\n)+)"
+)
+
+
+def made_tables():
+    """Tables that a committed script made, with the page that prints them."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        pytest.param(*match.group("file", "name", "table"), id=f"{page.name}:{match['name']}")
+        for page in pages
+        for match in TABLE.finditer(page.read_text())
+    ]
+
+
+@pytest.mark.parametrize(("file", "name", "table"), made_tables())
+def test_a_printed_table_is_the_one_its_script_made(file, name, table):
+    made = json.loads((ROOT / file).read_text())["tables"][name]
+    header, _, *rows = table.splitlines()
+    assert cells(header) == made["columns"]
+    assert [cells(row) for row in rows] == made["rows"]
+
+
+def test_tables_made_by_scripts_are_found():
+    assert len(made_tables()) >= 5
+
+
 def test_both_pages_print_a_table():
     assert {param.id.split(":")[0] for param in tables()} == {"README.md", "results.md"}
