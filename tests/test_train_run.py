@@ -116,6 +116,7 @@ def test_the_log_tells_what_was_seen_and_what_it_gave(trained):
     ]  # fmt: skip
     assert all(line["block"] >= 1 for line in lines)
     assert all(line["dual"] >= line["block"] for line in lines if line["stage"] == "second")
+    assert "NaN" not in (trained / "training.jsonl").read_text()  # it isn't JSON
     assert lines[0].keys() >= {"positions", "tokens", "seconds", "loss", "rate", "per_slot"}
     start = json.loads((trained / "out" / "training.jsonl").read_text().splitlines()[0])
     assert start["started"].keys() >= {"command", "commit", "versions", "seed", "device"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
+from math import isnan
 from pathlib import Path
 
 from d2sd.drafters.network import DraftNetwork
@@ -139,4 +141,8 @@ def _line(stage: str, report: StepReport, since: Since) -> dict[str, object]:
 
 
 def _found(found: Acceptance | None) -> dict[str, object]:
-    return {} if found is None else asdict(found)
+    """What was measured; `per_slot` ends before the first slot that no draft has reached."""
+    if found is None:
+        return {}
+    reached = takewhile(lambda rate: not isnan(rate), found.per_slot)
+    return {**asdict(found), "per_slot": list(reached)}

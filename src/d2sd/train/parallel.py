@@ -4,9 +4,9 @@ Data parallel: every process holds the whole drafter and the whole frozen target
 summed once a step, after all micro-batches, so a step is the one that a single process would make
 with the same batch. Started by `accelerate launch` or `torchrun`, which set the environment.
 
-Drafters are small; what outgrows one GPU is the target. It is frozen and read through a
-transformers pass, so it can be spread over GPUs by `device_map` without any of this; sharding it
-(FSDP) would come in where the target is loaded and nowhere else.
+Drafters are small; what outgrows one GPU is the target. It is frozen, and only its embedding, its
+head and one transformers pass are used. So spreading it (`device_map`) or sharding it (FSDP) would
+come in where `cli/training.py` loads it, and nowhere in the loop; neither is done yet.
 """
 
 from __future__ import annotations
