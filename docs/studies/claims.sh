@@ -5,7 +5,7 @@
 set -euo pipefail
 ground=${GROUND:-runs/proving-ground}
 threads=${THREADS:-1}
-limit=${LIMIT:-48} # answers of each temperature
+limit=${LIMIT:-40} # answers of each temperature
 first=$ground/drafters/first second=$ground/drafters/second
 nodes=${NODES:-48}
 
@@ -13,7 +13,7 @@ nodes=${NODES:-48}
   --out "$ground/suite.jsonl" --temperatures 0,1 --max-new-tokens 160 --limit 128 --threads "$threads"
 # temperatures from held-out training answers, greedy ones and those at 0.8
 d2sd evaluate "$ground/responses.jsonl" --model "$ground/target" --drafter "$first" \
-  --second-drafter "$second" --held-out 96 --fit --policies dual --threads "$threads"
+  --second-drafter "$second" --held-out 96 --fit --policies dual --threads "$threads" --dtype bfloat16
 
 policies=block,samples,self-dual,random-dual,dual,three-level
 for budget in "$nodes" 64; do
@@ -26,7 +26,7 @@ policies=${policies//:anchors/,anchors}
 for how in fitted none; do
   flags=$([[ $how == none ]] && echo --uncalibrated || true)
   d2sd evaluate "$ground/suite.jsonl" --model "$ground/target" --drafter "$first" \
-    --second-drafter "$second" --policies "$policies" --limit "$limit" --threads "$threads" \
+    --second-drafter "$second" --policies "$policies" --limit "$limit" --threads "$threads" --dtype bfloat16 \
     --out "$ground/claims-$how.json" $flags
 done
 python "$(dirname "$0")/claims.py" "$ground/claims-fitted.json" "$ground/claims-none.json"

