@@ -52,6 +52,8 @@ result = {
     "per_slot": found.per_slot,
     "dual_by_branches": {k: evaluator.acceptance(first, second, k).dual for k in (1, 2, 4, 7)},
     "dual_with_first_in_both_passes": evaluator.acceptance(first, first).dual,
+    "block_of_the_second": evaluator.acceptance(second).block,
+    "dual_with_second_in_both_passes": evaluator.acceptance(second, second).dual,
     "calibration_error_before_temperatures": calibration_error(
         torch.cat(confidence), torch.cat(right)
     ),

@@ -86,7 +86,11 @@ def main():
         },
     }
     raw = {
-        name: [g for g in run["groups"] if g["kind"] == "all"]
+        name: [
+            {**group, "honesty": {"dual": group["honesty"]["dual"]}}
+            for group in run["groups"]
+            if group["kind"] == "all"
+        ]
         for name, run in (("fitted", calibrated), ("none", uncalibrated))
     }
     result = {"tables": tables, "groups": raw, "run": calibrated["run"]}

@@ -29,4 +29,7 @@ for how in fitted none; do
     --second-drafter "$second" --policies "$policies" --limit "$limit" --threads "$threads" --dtype bfloat16 \
     --out "$ground/claims-$how.json" $flags
 done
+# one network for both passes: the second one, which learned short and long prefixes
+d2sd evaluate "$ground/suite.jsonl" --model "$ground/target" --drafter "$second" --policies block,dual \
+  --limit "$limit" --threads "$threads" --dtype bfloat16 --out "$(dirname "$0")/one-network.json"
 python "$(dirname "$0")/claims.py" "$ground/claims-fitted.json" "$ground/claims-none.json"

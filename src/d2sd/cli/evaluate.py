@@ -104,7 +104,6 @@ def evaluate(
     from d2sd.bench.evaluation import Evaluation, KeptReplays
     from d2sd.cli.evaluating import drafter_folders, evaluated
     from d2sd.cli.opening import opened
-    from d2sd.cli.terminal import note
     from d2sd.drafters.policies import parse_policies
 
     if replaying.threads:
@@ -119,7 +118,6 @@ def evaluate(
     result = evaluated(opened(model, chosen), evaluation, kept, uncalibrated)
     if folders and result.fit:
         write_fit(result.fit, folders)
-        note(f"wrote temperatures into {' and '.join(map(str, folders))}")
     _report(result, str(responses), report)
     kept.remove()
 
@@ -165,7 +163,9 @@ def selected(path: Path, options: ReplayOptions) -> tuple[Response, ...]:
 
 def write_fit(fit: Fit, folders: tuple[Path, ...]) -> None:
     """Fitted temperatures into the folders of the first and of the second drafter."""
+    from d2sd.cli.terminal import note
     from d2sd.train.calibrate import write_temperatures
 
     for folder, fitted in zip(folders, (fit.first, fit.second), strict=False):
         write_temperatures(folder, fitted)
+    note(f"wrote temperatures into {' and '.join(map(str, folders))}")
