@@ -12,7 +12,9 @@ WORDS = {"greedy-text": "greedy answers", "sampled-text": "answers at temperatur
 rows, raw = [], {}
 for name, words in WORDS.items():
     run = json.loads((Path(sys.argv[1]) / f"{name}.json").read_text())
-    raw[name] = [group for group in run["groups"] if group["kind"] == "all"]
+    raw[name] = [g for g in run["groups"] if g["kind"] == "all"]
+    for group in raw[name]:
+        del group["honesty"]  # long, and not asked here
     cells = [words]
     for temperature in (0.0, 1.0):
         (group,) = [g for g in raw[name] if g["temperature"] == temperature]
