@@ -82,7 +82,7 @@ def test_settings_come_from_the_recipe_then_the_file_then_the_command_line(train
     assert settings["first"]["steps"] == 6  # --set, over the file's 1
     assert settings["first"]["matrix_rate"] == 0.001
     assert settings["seed"] == 6
-    assert settings["first"]["objective"] == "soft:tau=7,hard=0.5"  # the recipe's
+    assert settings["first"]["objective"] == "dpace"  # the recipe's
 
 
 def test_the_second_one_alone_and_one_for_both(train, trained, tmp_path):
