@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2sd.train.checkpoints import read_checkpoint, write_checkpoint
 from d2sd.train.compiling import Compiler
+from d2sd.train.schedule import Schedule
 
 PAD, START, END, MASK = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|mask|>"
 
@@ -57,9 +58,8 @@ class SmallTarget:
     seed: int = 0
 
     def factor(self, step: int) -> float:
-        """Share of the learning rates at a step: a rise, a plateau, a straight fall to 0."""
-        rise = (step + 1) / self.warmup
-        return min(rise, 1.0, (self.steps - step) / max(self.cooldown * self.steps, 1))
+        """Share of the learning rates at a step, as in the drafters' schedules."""
+        return Schedule(self.steps, warmup=self.warmup, cooldown=self.cooldown).factor(step)
 
 
 @dataclass(frozen=True)
