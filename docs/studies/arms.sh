@@ -46,6 +46,6 @@ arm block-8 first "$all" --set block_size=8
 # labels of greedy against sampled text
 arm greedy-text first "$ground/study/greedy.jsonl"
 arm sampled-text first "$ground/study/sampled.jsonl"
-# one network or two, at equal steps
+# one network or two, at equal steps in all; run with STEPS=250
 arm two both "$all"
 arm one one "$all"
