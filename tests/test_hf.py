@@ -13,7 +13,7 @@ from conftest import tiny_model
 from d2sd.decode import decode
 from d2sd.interfaces import Drafter
 from d2sd.sampling import Sampling
-from d2sd.target import hf, masks
+from d2sd.target import masks, passes
 from d2sd.target.cache import TreeCache
 from d2sd.target.hf import HFTarget
 from d2sd.tree import Branch, TokenTree
@@ -107,8 +107,8 @@ def keep_first_rows(cache, path):
 @pytest.mark.parametrize(
     ("place", "name", "mutant"),
     [
-        (hf, "tree_positions", sequential_positions),
-        (hf, "tree_mask", causal_mask),
+        (passes, "tree_positions", sequential_positions),
+        (passes, "tree_mask", causal_mask),
         (TreeCache, "keep_path", keep_first_rows),
     ],
     ids=["positions by index", "siblings visible", "no compaction"],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from d2sd.interfaces import Context, Scores, Target, shared_prefix
 from d2sd.target.cache import FIRST_CAPACITY, TreeCache, grown
 from d2sd.target.load import check_supported, load_model
-from d2sd.target.masks import tree_mask, tree_positions
+from d2sd.target.passes import EagerPass, TargetPass
 from d2sd.tree import Branch, TokenTree
 from d2sd.verify import Verdict
 
@@ -43,7 +42,7 @@ class HFTarget(Target):
         self.dtype: torch.dtype = self.embed.dtype
         self.taps = self._checked(taps)
         self._model = model.eval()
-        self._layers = decoder_layers(model.base_model, self.num_layers)
+        self.run: TargetPass = EagerPass(model, self.taps)
         self._cache = TreeCache(self.num_layers)
         self._tokens: tuple[int, ...] = ()  # the cache's first rows are theirs
         self._features = torch.empty(
@@ -77,8 +76,8 @@ class HFTarget(Target):
         for start in range(self._cache.length, len(tokens) - 1, CHUNK):
             chunk = tokens[start : min(start + CHUNK, len(tokens) - 1)]
             tree = TokenTree.from_branches(chunk[0], [Branch(chunk[1:])])
-            _, features = self._read(self._model.base_model, tree)
-            self._keep(features, range(len(chunk)))
+            output = self.run(tree, self._cache, with_logits=False)
+            self._keep(output.features, range(len(chunk)))
         return self._context(tokens)
 
     @torch.inference_mode()
@@ -96,8 +95,9 @@ class HFTarget(Target):
                 "stop there or start from a shorter prompt"
             )
         tree = tree.shallow(room - 1)
-        output, features = self._read(self._model, tree)
-        return Scores(tree, output.logits[0], features)
+        output = self.run(tree, self._cache)
+        assert output.logits is not None
+        return Scores(tree, output.logits, output.features)
 
     @torch.inference_mode()
     def commit(self, context: Context, scores: Scores, verdict: Verdict) -> Context:
@@ -106,23 +106,6 @@ class HFTarget(Target):
         self._tokens = context.tokens + emitted
         self._keep(scores.features, verdict.path)
         return self._context(self._tokens)
-
-    def _read(
-        self, module: nn.Module, tree: TokenTree
-    ) -> tuple[Any, Float[Tensor, "nodes taps hidden"]]:
-        """One forward pass of the whole model, or of its body without the head, over a tree."""
-        committed = self._cache.length
-        with tapped([self._layers[tap] for tap in self.taps]) as outputs:
-            output = module(
-                input_ids=torch.tensor([tree.tokens], device=self.device),
-                attention_mask=tree_mask(tree, committed, self.dtype, self.device),
-                position_ids=tree_positions(tree, committed, self.device),
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-        if not self.taps:
-            return output, self._features.new_empty(len(tree), 0, self.hidden_size)
-        return output, torch.stack([outputs[self._layers[tap]][0] for tap in self.taps], dim=1)
 
     def _keep(self, features: Float[Tensor, "nodes taps hidden"], path: Sequence[int]) -> None:
         start, end = self._cache.length, self._cache.length + len(path)
@@ -141,31 +124,3 @@ class HFTarget(Target):
                     f"{self.num_layers - 1}; choose a drafter made for this target"
                 )
         return tuple(taps)
-
-
-def decoder_layers(body: nn.Module, count: int) -> nn.ModuleList:
-    """The list of decoder layers, whatever the architecture calls it."""
-    return next(
-        module
-        for module in body.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    )
-
-
-@contextmanager
-def tapped(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Collects the output of each layer in the passes made inside the `with` block.
-
-    Hooks, because transformers' `output_hidden_states` gives the last layer after the final norm.
-    """
-    outputs: dict[nn.Module, Tensor] = {}
-
-    def record(layer: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        outputs[layer] = output[0] if isinstance(output, tuple) else output
-
-    handles = [layer.register_forward_hook(record) for layer in layers]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()

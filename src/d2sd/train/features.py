@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from d2sd.target.hf import decoder_layers, tapped
+from d2sd.target.taps import decoder_layers, tapped
 from d2sd.train.responses import Response, batches_by_length
 
 SOFT = 32

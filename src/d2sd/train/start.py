@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from d2sd.drafters.network import DraftNetwork
-from d2sd.target.hf import decoder_layers
+from d2sd.target.taps import decoder_layers
 
 
 @torch.no_grad()
