@@ -8,9 +8,19 @@ paths under these distributions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 
-from d2sd.drafters.best_first import RankedRow, Slot, linked, ranked_rows, ranked_tree
-from d2sd.drafters.proposer import Proposer
+from d2sd.drafters.best_first import (
+    RankedPaths,
+    RankedRow,
+    Slot,
+    few_candidates,
+    linked,
+    ranked_exactly,
+    ranked_paths,
+    ranked_rows,
+)
+from d2sd.drafters.proposer import Proposal, Proposer
 from d2sd.interfaces import Context, Drafter
 from d2sd.tree import TokenTree
 
@@ -43,22 +53,34 @@ class MergedDrafter(Drafter):
         self._block_size = block_size or first.block_size
 
     def draft(self, context: Context) -> TokenTree:
-        [first] = self._rows(self._first, context, [()], ["first"])
-        kept = self._anchors(first, self._branches)
-        sources = [second_source(first, tokens) for tokens in kept]
-        second = self._rows(self._second, context, kept, sources) if kept else []
-        return merged_tree(context.anchor, [first, *second], self._budget)
+        propose = partial(self._propose, context)
+        first = propose(self._first, [()])
+        # alternatives are looked for among the first `branches` runners-up
+        least = self._branches + 1
 
-    def _rows(
-        self,
-        proposer: Proposer,
-        context: Context,
-        kept: Sequence[tuple[int, ...]],
-        sources: Sequence[str],
-    ) -> list[RankedRow]:
+        @cache
+        def opening(candidates: int) -> RankedRow:
+            [row] = ranked_rows(first.top(candidates), [()], ["first"])
+            return row
+
+        chain = opening(few_candidates(self._budget, least))
+        kept = self._anchors(chain, self._branches)
+        sources = [second_source(chain, tokens) for tokens in kept]
+        second = propose(self._second, kept) if kept else None
+
+        def rank(candidates: int) -> RankedPaths:
+            rows = [opening(candidates)]
+            if second is not None:
+                rows += ranked_rows(second.top(candidates), kept, sources)
+            return merged_paths(rows, self._budget)
+
+        return ranked_exactly(rank, self._budget, least).tree(context.anchor)
+
+    def _propose(
+        self, context: Context, proposer: Proposer, kept: Sequence[tuple[int, ...]]
+    ) -> Proposal:
         visible = [(context.anchor, *tokens) for tokens in kept]
-        proposal = proposer.propose(context, visible, self._block_size)
-        return ranked_rows(proposal.top(self._budget), kept, sources)
+        return proposer.propose(context, visible, self._block_size)
 
 
 def second_source(first: RankedRow, kept: tuple[int, ...]) -> str:
@@ -70,6 +92,11 @@ def second_source(first: RankedRow, kept: tuple[int, ...]) -> str:
 
 
 def merged_tree(anchor: int, rows: Sequence[RankedRow], budget: int) -> TokenTree:
+    """The tree of `merged_paths`."""
+    return merged_paths(rows, budget).tree(anchor)
+
+
+def merged_paths(rows: Sequence[RankedRow], budget: int) -> RankedPaths:
     """The `budget` most probable paths; `rows[0]` keeps nothing, the others distinct tokens.
 
     A row counts from its kept tokens on. What they themselves are worth is said by the rows that
@@ -78,7 +105,7 @@ def merged_tree(anchor: int, rows: Sequence[RankedRow], budget: int) -> TokenTre
     start = linked(rows[0])
     for row in sorted(rows[1:], key=lambda row: len(row.kept)):
         _graft(start, row)
-    return ranked_tree(anchor, start, budget)
+    return ranked_paths(start, budget)
 
 
 def _graft(slot: Slot | None, row: RankedRow) -> None:
@@ -90,7 +117,9 @@ def _graft(slot: Slot | None, row: RankedRow) -> None:
             # a slot of its own.
             rest = slot.rest
             assert rest is not None
-            slot.redrafted[token] = Slot(rest.tokens, rest.probs, rest.source, rest.rest)
+            slot.redrafted[token] = Slot(
+                rest.tokens, rest.probs, rest.source, rest.rest, {}, rest.cut
+            )
         slot = slot.redrafted[token]
     opening = linked(row)
     assert slot is not None

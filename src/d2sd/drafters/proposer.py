@@ -16,10 +16,14 @@ from d2sd.interfaces import Context, shared_prefix
 
 @dataclass(frozen=True)
 class Candidates:
-    """Most probable tokens of each slot, best first, as target token ids."""
+    """Most probable tokens of each slot, best first, as target token ids.
+
+    `cut` says that there are less probable ones.
+    """
 
     tokens: Int[Tensor, "rows slots candidates"]
     probs: Float[Tensor, "rows slots candidates"]
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,10 @@ class Proposal:
 
     def top(self, count: int) -> Candidates:
         """The `count` most probable tokens of every slot (fewer if the vocabulary is smaller)."""
-        probs, ids = self.probs.topk(min(count, self.probs.shape[-1]), dim=-1)
-        return Candidates(ids if self.token_ids is None else self.token_ids[ids], probs)
+        vocabulary = self.probs.shape[-1]
+        probs, ids = self.probs.topk(min(count, vocabulary), dim=-1)
+        tokens = ids if self.token_ids is None else self.token_ids[ids]
+        return Candidates(tokens, probs, cut=count < vocabulary)
 
     def greedy(self) -> Candidates:
         """The most probable token of every slot with its confidence (paper Eq. 3)."""
