@@ -1,0 +1,124 @@
+"""Attention of a tree's nodes over a long context, in two levels: cascade attention.
+
+All nodes see the whole context, so that part needs no mask and its keys are read once for all of
+them, where they lie. Only the nodes' own rows need one. Each level's result comes with the
+logarithm of its softmax denominator, and two such results merge exactly: the idea of FlashInfer's
+cascade and of the D²SD paper's verification. The numbers are those of `masks.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Attended(NamedTuple):
+    """What rows get from some keys: the weighted values, and how much weight there was.
+
+    `lse` is the natural logarithm of each row's softmax denominator (log-sum-exp of its scores), in
+    fp32 or better.
+    """
+
+    output: Float[Tensor, "1 kv_heads rows value_dim"]
+    lse: Float[Tensor, "1 kv_heads rows"]
+
+
+def attention_with_lse(
+    query: Float[Tensor, "1 kv_heads rows head_dim"],
+    keys: Float[Tensor, "1 kv_heads columns head_dim"],
+    values: Float[Tensor, "1 kv_heads columns value_dim"],
+    mask: Float[Tensor, "1 1 rows columns"] | None,
+    scale: float,
+) -> Attended:
+    """Plain attention with its log-sum-exp, by the fastest kernel torch has for the device.
+
+    `mask` is additive and of the query's dtype; without one every row sees every column. There
+    must be at least one column. On a GPU only unmasked half-precision attention has such a kernel
+    in torch; the rest is `reference_attention` there.
+    """
+    same_width = query.shape[-1] == values.shape[-1]
+    if query.device.type == "cpu" and same_width:
+        on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return Attended(*on_cpu(query, keys, values, 0.0, False, attn_mask=mask, scale=scale))
+    if query.device.type == "cuda" and same_width and mask is None and query.dtype in HALF:
+        on_cuda = torch.ops.aten._scaled_dot_product_flash_attention
+        return Attended(*on_cuda(query, keys, values, scale=scale)[:2])
+    return reference_attention(query, keys, values, mask, scale)
+
+
+def reference_attention(
+    query: Float[Tensor, "1 kv_heads rows head_dim"],
+    keys: Float[Tensor, "1 kv_heads columns head_dim"],
+    values: Float[Tensor, "1 kv_heads columns value_dim"],
+    mask: Float[Tensor, "1 1 rows columns"] | None,
+    scale: float,
+) -> Attended:
+    """The same by the definition, on any device and in any dtype; scores are in fp32 or better."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = query.to(wide) @ keys.to(wide).transpose(-1, -2) * scale
+    if mask is not None:
+        scores = scores + mask
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse.unsqueeze(-1)).exp()
+    return Attended((weights @ values.to(wide)).to(query.dtype), lse)
+
+
+def two_level(
+    query: Float[Tensor, "1 heads nodes head_dim"],
+    context_keys: Float[Tensor, "1 kv_heads context head_dim"],
+    context_values: Float[Tensor, "1 kv_heads context value_dim"],
+    own_keys: Float[Tensor, "1 kv_heads nodes head_dim"],
+    own_values: Float[Tensor, "1 kv_heads nodes value_dim"],
+    mask: Float[Tensor, "1 1 nodes nodes"],
+    scale: float,
+    far: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, "1 heads nodes value_dim"]:
+    """Attention of nodes over a context they all see and over each other as `mask` says.
+
+    `far` is added to the context's log-sum-exp: 0 is no change, and minus infinity takes the
+    context away. A compiled pass cannot have a context of no rows, so an empty one is one row of
+    any finite numbers and a `far` of minus infinity. No size is looked at here, so one exported
+    program serves every number of nodes and every context length from 1 on.
+    """
+    rows = _folded(query, own_keys)
+    heads, kv_heads = query.shape[1], own_keys.shape[1]
+    own_mask = mask.repeat(1, 1, heads // kv_heads, 1)
+    context = attention_with_lse(rows, context_keys, context_values, None, scale)
+    own = attention_with_lse(rows, own_keys, own_values, own_mask, scale)
+    lse = context.lse if far is None else context.lse + far
+    return _unfolded(merge(Attended(context.output, lse), own), heads)
+
+
+def merge(first: Attended, second: Attended) -> Float[Tensor, "1 kv_heads rows value_dim"]:
+    """Attention over the columns of both, from each level's own, mixed in fp32 or better."""
+    share = torch.sigmoid(second.lse - first.lse).unsqueeze(-1)
+    wide = share.dtype
+    mixed = torch.lerp(first.output.to(wide), second.output.to(wide), share)
+    return mixed.to(first.output.dtype)
+
+
+def _folded(
+    query: Float[Tensor, "1 heads nodes head_dim"],
+    keys: Float[Tensor, "1 kv_heads columns head_dim"],
+) -> Float[Tensor, "1 kv_heads rows head_dim"]:
+    """The query heads that share a KV head as rows of one: the group outside, the node inside."""
+    group = query.shape[1] // keys.shape[1]
+    # not contiguous(): its check would tie an exported program to some numbers of nodes
+    own = query.clone(memory_format=torch.contiguous_format)
+    return own.view(1, keys.shape[1], group * query.shape[2], query.shape[3])
+
+
+def _unfolded(
+    rows: Float[Tensor, "1 kv_heads rows value_dim"], heads: int
+) -> Float[Tensor, "1 heads nodes value_dim"]:
+    """One row per head and node again; a node's heads lie together, as the next layer reads them."""
+    _, kv_heads, count, width = rows.shape
+    group = heads // kv_heads
+    split = rows.unflatten(2, (group, count // group)).permute(0, 3, 1, 2, 4)
+    together = split.clone(memory_format=torch.contiguous_format)
+    return together.view(1, count // group, heads, width).transpose(1, 2)
