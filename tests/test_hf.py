@@ -13,7 +13,7 @@ from conftest import tiny_model
 from d2sd.decode import decode
 from d2sd.interfaces import Drafter
 from d2sd.sampling import Sampling
-from d2sd.target import masks, passes
+from d2sd.target import hf, masks, passes
 from d2sd.target.cache import TreeCache
 from d2sd.target.hf import HFTarget
 from d2sd.tree import Branch, TokenTree

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,6 +24,23 @@ def grown(buffer: Tensor, rows: int, dim: int) -> Tensor:
     larger = buffer.new_empty(shape)
     larger.narrow(dim, 0, capacity).copy_(buffer)
     return larger
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """What the rows of a model's cache look like, known before its first pass."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype, device: torch.device) -> CacheLayout:
+        """That of a decoder's transformers config."""
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(config.num_hidden_layers, config.num_key_value_heads, dim, dtype, device)
 
 
 class TreeCache(Cache):
@@ -58,6 +77,27 @@ class TreeCache(Cache):
         self._keys = self._written(self._keys, key_states[0], layer_idx, end)
         self._values = self._written(self._values, value_states[0], layer_idx, end)
         return self._keys[layer_idx, None, :, :end], self._values[layer_idx, None, :, :end]
+
+    def allocated(self, layout: CacheLayout) -> tuple[Tensor, Tensor]:
+        """Both buffers, made now if no pass has made them yet. Rows never written are finite."""
+        shape = (layout.layers, layout.kv_heads, max(self._capacity, self.length + 2))
+        if self._keys is None or self._values is None:
+            empty = torch.zeros(*shape, layout.head_dim, dtype=layout.dtype, device=layout.device)
+            self._keys, self._values = empty, empty.clone()
+        return self._keys, self._values
+
+    def write(
+        self,
+        keys: Float[Tensor, "layers heads nodes key_dim"],
+        values: Float[Tensor, "layers heads nodes value_dim"],
+    ) -> None:
+        """Put all layers' rows of a pass after the committed ones of the allocated buffers."""
+        assert self._keys is not None
+        assert self._values is not None
+        end = self.length + keys.shape[2]
+        self._keys, self._values = grown(self._keys, end, dim=2), grown(self._values, end, dim=2)
+        self._keys[:, :, self.length : end] = keys
+        self._values[:, :, self.length : end] = values
 
     def _written(
         self,

@@ -1,0 +1,111 @@
+"""A target's pass compiled ahead of time, for any number of nodes and any context length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2sd.target.cache import CacheLayout, TreeCache
+from d2sd.target.exported import export_pass
+from d2sd.target.passes import PassOutput, TargetPass
+from d2sd.tree import TokenTree
+
+BUCKETS = (2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512)
+"""Node counts that passes are padded to: each new matrix shape costs time and memory once."""
+FEWEST = 2  # torch.export makes constants of sizes 0 and 1
+
+
+def compile_pass(model: Any, taps: Sequence[int], package: Path) -> None:
+    """Write the compiled pass of `model`, weights included, to the file `package`.
+
+    Weights are laid out as this machine multiplies them fastest. Takes a minute or two and a C++
+    compiler. Whatever torch cannot do here it says as an exception of its own.
+    """
+    program = export_pass(model, taps)
+    package.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = package.with_suffix(".part.pt2")  # a kill leaves no half package
+    on_cpu = model.device.type == "cpu"
+    settings = {"freezing": on_cpu, "cpp.enable_concat_linear": on_cpu}
+    with torch.no_grad(), torch._inductor.config.patch(settings):
+        torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished))
+    unfinished.replace(package)
+
+
+class CompiledPass(TargetPass):
+    """Runs the package that `compile_pass` wrote for a model of this layout, dtype and device."""
+
+    def __init__(self, package: Path, layout: CacheLayout) -> None:
+        self._run = torch._inductor.aoti_load_package(str(package))
+        self._layout = layout
+        self._inputs: dict[int, _PaddedNodes] = {}
+        self._marker = torch.empty(0, device=layout.device)
+        # No committed row: two rows of zeros that get no weight. One: it is read twice, and two
+        # equal rows have twice the weight of one.
+        far = torch.tensor([-torch.inf, 0.5, 1.0], device=layout.device)
+        self._far = [far[0], far[1].log(), far[2].log()]
+
+    def __call__(self, tree: TokenTree, cache: TreeCache, with_logits: bool = True) -> PassOutput:
+        nodes, committed = len(tree), cache.length
+        padded = self._padded(nodes)
+        padded.fill(tree, committed)
+        keys, values = cache.allocated(self._layout)
+        if committed == 1:
+            keys[:, :, 1], values[:, :, 1] = keys[:, :, 0], values[:, :, 0]
+        logits, features, own_keys, own_values = self._run(
+            padded.ids,
+            padded.positions,
+            padded.mask,
+            padded.numbers if with_logits else padded.numbers[:FEWEST],
+            keys,
+            values,
+            self._context(max(committed, FEWEST)),
+            self._far[min(committed, 2)],
+        )
+        cache.write(own_keys[:, :, :nodes], own_values[:, :, :nodes])
+        return PassOutput(logits[:nodes] if with_logits else None, features[:nodes])
+
+    def _padded(self, nodes: int) -> _PaddedNodes:
+        size = bucket(nodes)
+        if size not in self._inputs:
+            self._inputs[size] = _PaddedNodes(size, self._layout)
+        return self._inputs[size]
+
+    def _context(self, rows: int) -> Tensor:
+        """A tensor of that many rows; only its length is looked at."""
+        if rows > len(self._marker):
+            self._marker = self._marker.new_empty(2 * rows)
+        return self._marker[:rows]
+
+
+def bucket(nodes: int) -> int:
+    """The size that a pass of `nodes` nodes is padded to."""
+    return next((size for size in BUCKETS if size >= nodes), -(-nodes // 128) * 128)
+
+
+class _PaddedNodes:
+    """A pass's inputs at one size, kept and filled anew for each tree.
+
+    Nodes past the tree's own see themselves only and are seen by none.
+    """
+
+    def __init__(self, size: int, layout: CacheLayout) -> None:
+        device = layout.device
+        self.ids = torch.zeros(1, size, dtype=torch.long, device=device)
+        self.positions = torch.zeros(1, size, dtype=torch.long, device=device)
+        self.numbers = torch.arange(size, device=device)
+        self._hidden = torch.finfo(layout.dtype).min
+        self._alone = torch.eye(size, dtype=torch.bool, device=device)
+        self.mask = torch.zeros(1, 1, size, size, dtype=layout.dtype, device=device)
+
+    def fill(self, tree: TokenTree, committed: int) -> None:
+        nodes, size = len(tree), len(self.numbers)
+        rest = [0] * (size - nodes)
+        self.ids[0] = torch.tensor([*tree.tokens, *rest])
+        self.positions[0] = torch.tensor([*tree.depths, *rest]).add_(committed)
+        seen = self._alone.clone()
+        seen[:nodes, :nodes] = tree.visibility().to(seen.device)
+        self.mask[0, 0].zero_().masked_fill_(~seen, self._hidden)
