@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from d2sd.costs import CostTable
 from d2sd.drafters.policies import Policy, build_drafter, parse_policy
 from d2sd.interfaces import Drafter
 from d2sd.models.resolve import resolve, shipped_drafters
@@ -18,6 +20,8 @@ from d2sd.networks import Networks, check_fit, load_networks
 from d2sd.provenance import provenance
 from d2sd.target.hf import HFTarget
 from d2sd.target.load import load_model
+from d2sd.tuning.measure import QUICK, SEED, Hear, Scope, measure_costs
+from d2sd.tuning.store import Key, StoredCosts, cost_key, store_costs, stored_costs
 from d2sd.wording import Message as Message
 from d2sd.wording import chat_ids, check_ids, end_tokens, raw_ids
 
@@ -61,6 +65,10 @@ class ModelChoice:
         return DTYPES[self.dtype]
 
 
+def _silent(words: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Session:
     """Everything an answer needs. Serves one sequence at a time."""
@@ -70,6 +78,7 @@ class Session:
     target: HFTarget
     tokenizer: Any
     networks: Networks
+    tell: Tell = _silent
 
     def drafter(self, policy: Policy | str, temperature: float = 0.0) -> Drafter:
         """A fresh drafter for this target, such as `drafter("dual:branches=4")`.
@@ -80,6 +89,34 @@ class Session:
         if isinstance(policy, str):
             policy = parse_policy(policy)
         return self.networks.drafter(policy, self.target, temperature)
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """What passes cost here: stored by an earlier session, or measured now, in seconds."""
+        stored = stored_costs(self.cost_key)
+        if stored is not None:
+            return stored.table
+        start = time.perf_counter()
+        stored = self.measured_costs(QUICK.within(self.target.context_limit))
+        seconds = time.perf_counter() - start
+        self.tell(
+            f"measured what passes cost here in {seconds:.0f} s; d2sd tune does it thoroughly"
+        )
+        try:
+            store_costs(self.cost_key, stored)
+        except ValueError as error:  # an answer does not need the file
+            self.tell(str(error))
+        return stored.table
+
+    @property
+    def cost_key(self) -> Key:
+        """What costs depend on: they are stored under it."""
+        return cost_key(self.name, self.model.config, self.target, self.networks)
+
+    def measured_costs(self, scope: Scope, hear: Hear = lambda done, total: None) -> StoredCosts:
+        """What passes of the sizes in `scope` cost here, measured now and not yet stored."""
+        table = measure_costs(self.target, self.networks, scope, hear)
+        return StoredCosts(table, scope, self.provenance(SEED))
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
@@ -105,7 +142,7 @@ class Session:
 
 
 def open_session(
-    choice: ModelChoice, policies: Sequence[Policy | str], tell: Tell = lambda words: None
+    choice: ModelChoice, policies: Sequence[Policy | str], tell: Tell = _silent
 ) -> Session:
     """Load what `policies` need: drafters first, because they name the layers to tap.
 
@@ -125,7 +162,7 @@ def open_session(
     model = load_model(folder, dtype).to(device)
     check_fit(networks, HFTarget(model))
     target = HFTarget(model, networks.taps)
-    session = Session(choice.model, model, target, load_tokenizer(folder), networks)
+    session = Session(choice.model, model, target, load_tokenizer(folder), networks, tell)
     for policy in wanted:
         session.drafter(policy)  # what cannot be built is said before anything is generated
     return session
