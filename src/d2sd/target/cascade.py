@@ -8,13 +8,28 @@ cascade and of the D²SD paper's verification. The numbers are those of `masks.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 HALF = (torch.float16, torch.bfloat16)
+
+CASCADE_FROM = 4096
+"""Committed rows from which a CPU is faster with two levels than with one masked call.
+
+Measured by `docs/results/attention.py`: two calls and a merge cost a fixed time more, the mask a
+time that grows with the context.
+"""
+
+WORD = 64
+"""Nodes whose visibility fits in one integer."""
 
 
 class Attended(NamedTuple):
@@ -68,7 +83,99 @@ def reference_attention(
     return Attended((weights @ values.to(wide)).to(query.dtype), lse)
 
 
-def two_level(
+@dataclass(frozen=True)
+class TreeRows:
+    """What the nodes of one pass may see, prepared once for all its layers.
+
+    `mask` is the nodes' own part of the additive mask: `tree_mask` of no committed rows, or
+    `branch_mask`. `group` is the number of query heads that share a KV head.
+    """
+
+    mask: Float[Tensor, "1 1 nodes nodes"]
+    committed: int
+    group: int
+
+    @cached_property
+    def dense(self) -> Float[Tensor, "1 1 rows columns"]:
+        """The mask of one call over all columns: committed rows, then the nodes' own."""
+        nodes = self.mask.shape[-1]
+        dense = self.mask.new_zeros(1, 1, self.group, nodes, self.committed + nodes)
+        dense[..., self.committed :] = self.mask.unsqueeze(2)
+        return dense.view(1, 1, self.group * nodes, -1)
+
+    @cached_property
+    def words(self) -> Int[Tensor, "nodes words"]:
+        """Bit j of a node's words is set where it sees node j."""
+        visible = (self.mask[0, 0] == 0).to(torch.int64)
+        padded = torch.nn.functional.pad(visible, (0, -len(visible) % WORD))
+        places = torch.arange(WORD, device=visible.device)
+        return (padded.unflatten(1, (-1, WORD)) << places).sum(-1)
+
+    @cached_property
+    def length(self) -> Int[Tensor, ""]:
+        """`committed` where a kernel can read it."""
+        return torch.tensor(self.committed, dtype=torch.int32, device=self.mask.device)
+
+
+def branch_mask(
+    lengths: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Float[Tensor, "1 1 rows rows"]:
+    """The own mask of branches written one after another, prefixes not merged: the paper's rows.
+
+    Every branch begins with the anchor and is causal within itself. A `TokenTree` with the same
+    branches gives the same numbers with fewer rows.
+    """
+    chains = [torch.ones(length, length, dtype=torch.bool).tril() for length in lengths]
+    hidden = ~torch.block_diag(*chains).to(device=device, dtype=torch.bool)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[None, None]
+
+
+def tree_attention(
+    query: Float[Tensor, "1 heads nodes head_dim"],
+    keys: Float[Tensor, "1 kv_heads columns head_dim"],
+    values: Float[Tensor, "1 kv_heads columns value_dim"],
+    rows: TreeRows,
+    scale: float,
+) -> Float[Tensor, "1 heads nodes value_dim"]:
+    """Attention of one pass's nodes over the committed rows and their own, which come after them.
+
+    `keys` and `values` may be views of a larger buffer; they are read where they lie. The way is
+    chosen by device and size: Triton on a GPU that has it, else one masked call or two levels.
+    """
+    context, own = slice(None, rows.committed), slice(rows.committed, None)
+    levels = ((keys[:, :, part], values[:, :, part]) for part in (context, own))
+    if query.device.type == "cuda" and query.dtype != torch.float64 and triton_is_here():
+        from d2sd.target import cascade_triton as gpu
+
+        seen = gpu.Seen(rows.length, rows.words)
+        return gpu.cascade(query, *(gpu.Level(*level) for level in levels), seen, scale)
+    if rows.committed < CASCADE_FROM:
+        return one_level(query, keys, values, rows, scale)
+    (context_keys, context_values), (own_keys, own_values) = levels
+    return two_level(query, context_keys, context_values, own_keys, own_values, rows.mask, scale)
+
+
+@cache
+def triton_is_here() -> bool:
+    """Whether Triton can be imported: torch for CUDA brings it on Linux, torch for CPU does not."""
+    return find_spec("triton") is not None
+
+
+def one_level(
+    query: Float[Tensor, "1 heads nodes head_dim"],
+    keys: Float[Tensor, "1 kv_heads columns head_dim"],
+    values: Float[Tensor, "1 kv_heads columns value_dim"],
+    rows: TreeRows,
+    scale: float,
+) -> Float[Tensor, "1 heads nodes value_dim"]:
+    """The same in one call with the whole mask, grouped heads as rows instead of repeated keys."""
+    folded = _folded(query, keys)
+    attended = scaled_dot_product_attention(folded, keys, values, attn_mask=rows.dense, scale=scale)
+    return _unfolded(attended, query.shape[1])
+
+
+def two_level(  # noqa: PLR0913 - keys and values, of two levels
     query: Float[Tensor, "1 heads nodes head_dim"],
     context_keys: Float[Tensor, "1 kv_heads context head_dim"],
     context_values: Float[Tensor, "1 kv_heads context value_dim"],
@@ -116,7 +223,7 @@ def _folded(
 def _unfolded(
     rows: Float[Tensor, "1 kv_heads rows value_dim"], heads: int
 ) -> Float[Tensor, "1 heads nodes value_dim"]:
-    """One row per head and node again; a node's heads lie together, as the next layer reads them."""
+    """One row per head and node again; a node's heads lie together, as a model reads them next."""
     _, kv_heads, count, width = rows.shape
     group = heads // kv_heads
     split = rows.unflatten(2, (group, count // group)).permute(0, 3, 1, 2, 4)
