@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from d2sd.drafters.policies import Policy, build_drafter, parse_policy
 from d2sd.interfaces import Drafter
 from d2sd.models.resolve import resolve, shipped_drafters
 from d2sd.networks import Networks, check_fit, load_networks
+from d2sd.precision import automatic_dtype
 from d2sd.provenance import provenance
+from d2sd.stages import Stage, untimed
 from d2sd.target.hf import HFTarget
 from d2sd.target.load import load_model
 from d2sd.tuning.measure import QUICK, SEED, Hear, Scope, measure_costs
@@ -31,12 +33,17 @@ Tell = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def _silent(words: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """Which weights to load, where and in which precision. None and "auto" choose by themselves.
 
     Automatic drafters are the ones that d2sd ships for the model; the automatic device is the GPU
-    where there is one; the automatic dtype is float32 on the CPU and bfloat16 on a GPU.
+    where there is one; the automatic dtype is bfloat16 on a GPU and on a CPU that computes it
+    faster, which is measured (`precision.py`), and float32 on any other.
     """
 
     model: str = "smollm2-135m"
@@ -57,16 +64,18 @@ class ModelChoice:
             raise ValueError(f"device {name!r} was asked for and no GPU is there; choose cpu")
         return device
 
-    def torch_dtype(self) -> torch.dtype:
+    def torch_dtype(self, tell: Tell = _silent) -> torch.dtype:
         if self.dtype == "auto":
-            return torch.float32 if self.torch_device().type == "cpu" else torch.bfloat16
+            return automatic_dtype(self.torch_device(), tell)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is unknown; choose {' or '.join(DTYPES)}")
         return DTYPES[self.dtype]
 
-
-def _silent(words: str) -> None:
-    pass
+    def exact(self) -> ModelChoice:
+        """The same, but that on the CPU "auto" is float32, whatever is faster on this machine."""
+        if self.dtype == "auto" and self.torch_device().type == "cpu":
+            return replace(self, dtype="float32")
+        return self
 
 
 @dataclass(frozen=True)
@@ -80,15 +89,17 @@ class Session:
     networks: Networks
     tell: Tell = _silent
 
-    def drafter(self, policy: Policy | str, temperature: float = 0.0) -> Drafter:
+    def drafter(
+        self, policy: Policy | str, temperature: float = 0.0, stage: Stage = untimed
+    ) -> Drafter:
         """A fresh drafter for this target, such as `drafter("dual:branches=4")`.
 
         `temperature` is the one the answer's tokens will be drawn at: the drafter's confidences
-        are calibrated for it.
+        are calibrated for it. `stage` times its passes; `decode` takes the same one.
         """
         if isinstance(policy, str):
             policy = parse_policy(policy)
-        return self.networks.drafter(policy, self.target, temperature)
+        return self.networks.drafter(policy, self.target, temperature, stage=stage)
 
     @cached_property
     def costs(self) -> CostTable:
@@ -111,7 +122,7 @@ class Session:
     @property
     def cost_key(self) -> Key:
         """What costs depend on: they are stored under it."""
-        return cost_key(self.name, self.model.config, self.target, self.networks)
+        return cost_key(self.model.config, self.target, self.networks)
 
     def measured_costs(self, scope: Scope, hear: Hear = lambda done, total: None) -> StoredCosts:
         """What passes of the sizes in `scope` cost here, measured now and not yet stored."""
@@ -150,7 +161,7 @@ def open_session(
     is damaged or does not fit.
     """
     wanted = [parse_policy(policy) if isinstance(policy, str) else policy for policy in policies]
-    device, dtype = choice.torch_device(), choice.torch_dtype()
+    device, dtype = choice.torch_device(), choice.torch_dtype(tell)
     networks = Networks()
     if needed := max((policy.proposers for policy in wanted), default=0):
         first, second = _drafter_paths(choice, needed, tell)

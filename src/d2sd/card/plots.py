@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d2sd.card.curves import Point, fit_trend
+from d2sd.costs import CostTable
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
 """Told apart by everyone (Okabe and Ito), dark enough on white."""
@@ -152,6 +153,19 @@ def draw_boundaries(said: Sequence[float], held: Sequence[float], out: Path) -> 
     axes.set_xlabel("drafted tokens accepted before the first rejection")
     axes.set_ylabel("share of blocks (%)")
     axes.legend(fontsize=9)
+    _save(figure, out)
+
+
+def draw_costs(table: CostTable, out: Path) -> None:
+    """Milliseconds of the target's pass against its nodes, one line per context length."""
+    figure, (axes,) = _figure(1)
+    for index, context in enumerate(table.contexts):
+        heights = [1e3 * row[index] for row in table.target]
+        _line(axes, index, f"{context} tokens", table.nodes, heights)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("nodes of the tree, anchor included")
+    axes.set_ylabel("target pass (ms)")
+    axes.legend(fontsize=9, title="context")
     _save(figure, out)
 
 

@@ -20,6 +20,7 @@ from d2sd.cli.proving_ground import proving_ground
 from d2sd.cli.regenerate import regenerate
 from d2sd.cli.trace import trace
 from d2sd.cli.train import train
+from d2sd.cli.tune import tune
 from d2sd.cli.verify import verify
 
 USER_ERROR = 2
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-USING = (generate, chat, trace, bench, verify)
+USING = (generate, chat, trace, bench, verify, tune)
 MAKING = (regenerate, train, evaluate, export, card, proving_ground)
 for command in (*USING, *MAKING):
     app.command()(command)

@@ -38,16 +38,18 @@ class StoredCosts:
     run: Mapping[str, object]
 
 
-def cost_key(name: str, config: Any, target: HFTarget, networks: Networks) -> Key:
+def cost_key(config: Any, target: HFTarget, networks: Networks) -> Key:
     """What the costs of a target (with its transformers config) and its drafters depend on.
 
-    Shapes and not weights: equal shapes cost the same whatever they were trained on.
+    Shapes and not weights or names: a model costs the same whatever it was trained on and
+    wherever it lies.
     """
     return {
         "format": FORMAT,
-        "target": [name, _digest(_shape(config))],
-        "first": _drafter(networks.first_name, networks.first),
-        "second": _drafter(networks.second_name, networks.second),
+        "target": _digest(_shape(config)),
+        "attention": config.get_text_config(decoder=True)._attn_implementation,
+        "first": _drafter(networks.first),
+        "second": _drafter(networks.second),
         "device": device_name(target.device),
         "processor": _processor(),
         "dtype": str(target.dtype).removeprefix("torch."),
@@ -107,12 +109,12 @@ def _shape(config: Any) -> dict[str, object]:
 _NOT_SHAPE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 
 
-def _drafter(name: str, network: DraftNetwork | None) -> list[str] | None:
+def _drafter(network: DraftNetwork | None) -> str | None:
     if network is None:
         return None
     parts = {part.name: getattr(network.config, part.name) for part in fields(network.config)}
     del parts["temperatures"]
-    return [name, _digest({**parts, "network": _shape(network.config.network)})]
+    return _digest({**parts, "network": _shape(network.config.network)})
 
 
 def _processor() -> str:
