@@ -11,6 +11,7 @@ from d2sd.drafters.proposer import NetworkProposer
 from d2sd.sampling import Sampling
 from d2sd.target.hf import HFTarget
 from drafters import random_network
+from fakes import straight_costs
 
 NEW = 24
 
@@ -30,7 +31,7 @@ def networks():
 def test_greedy_tokens_are_those_of_transformers(tiny, networks, policy, prompt):
     target = HFTarget(tiny, taps=(0, 1, 2))
     pair = [NetworkProposer(n, target.embed, target.head, target.taps) for n in networks]
-    drafter = build_drafter(parse_policy(policy), *pair)
+    drafter = build_drafter(parse_policy(policy), *pair, straight_costs())
     steps = islice(decode(target, drafter, prompt, Sampling()), NEW)
     tokens = [token for step in steps for token in step.emitted]
     with torch.inference_mode():

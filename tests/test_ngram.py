@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d2sd.decode import decode
-from d2sd.drafters.ngram import NgramDrafter
+from d2sd.drafters.ngram import NgramDrafter, Ngrams
 from d2sd.sampling import Sampling
 from fakes import MarkovTarget, context_of, random_table
 
@@ -69,13 +69,13 @@ def test_after_any_growth_and_cropping_equals_a_search_of_the_whole_sequence(ste
 
 def test_a_step_reads_only_new_tokens(monkeypatch):
     read = []
-    index = NgramDrafter._ngrams_before
+    index = Ngrams._ngrams_before
 
     def counted(self, place, tokens):
         read.append(place)
         return index(self, place, tokens)
 
-    monkeypatch.setattr(NgramDrafter, "_ngrams_before", counted)
+    monkeypatch.setattr(Ngrams, "_ngrams_before", counted)
     drafter = NgramDrafter()
     drafter.draft(context_of(range(500)))
     read.clear()

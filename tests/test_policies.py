@@ -10,9 +10,18 @@ from d2sd.drafters.dual import DualDrafter
 from d2sd.drafters.merged import MergedDrafter
 from d2sd.drafters.ngram import NgramDrafter
 from d2sd.drafters.none import NoDrafter
+from d2sd.drafters.planned import PlannedDrafter
 from d2sd.drafters.policies import POLICIES, build_drafter, parse_policies, parse_policy
 from d2sd.sampling import Sampling
-from fakes import MarkovProposer, MarkovTarget, ScriptedProposer, context_of, random_table, spread
+from fakes import (
+    MarkovProposer,
+    MarkovTarget,
+    ScriptedProposer,
+    context_of,
+    random_table,
+    spread,
+    straight_costs,
+)
 
 VOCAB = 12
 TABLE = random_table(VOCAB, seed=5)
@@ -31,10 +40,11 @@ def proposers():
         ("best-first", BestFirstDrafter),
         ("dual", DualDrafter),
         ("merged", MergedDrafter),
+        ("planned", PlannedDrafter),
     ],
 )
 def test_a_name_builds_its_drafter(text, drafter):
-    assert type(build_drafter(parse_policy(text), *proposers())) is drafter
+    assert type(build_drafter(parse_policy(text), *proposers(), straight_costs())) is drafter
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -46,7 +56,7 @@ def test_every_policy_gives_the_tokens_of_plain_decoding(name, temperature):
         emitted = itertools.chain.from_iterable(step.emitted for step in steps)
         return list(itertools.islice(emitted, 60))
 
-    drafter = build_drafter(parse_policy(name), *proposers())
+    drafter = build_drafter(parse_policy(name), *proposers(), straight_costs())
     assert output(drafter) == output(NoDrafter())
     assert output(drafter) == output(NoDrafter())  # the same drafter serves a new sequence
 
@@ -107,8 +117,8 @@ def test_the_second_proposer_serves_the_second_pass(name):
 
 
 def test_proposers_says_how_many_a_policy_can_use():
-    names = ("none", "ngram", "block", "best-first", "self-dual", "dual", "merged")
-    assert [parse_policy(name).proposers for name in names] == [0, 0, 1, 1, 1, 2, 2]
+    names = ("none", "ngram", "block", "best-first", "self-dual", "dual", "merged", "planned")
+    assert [parse_policy(name).proposers for name in names] == [0, 0, 1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("name", ["block", "best-first", "dual", "merged", "samples"])
@@ -119,6 +129,14 @@ def test_a_policy_without_its_drafter_is_refused(name):
 
 def test_policies_without_weights_need_no_drafter():
     assert len(build_drafter(parse_policy("none"), None, None).draft(context_of([1]))) == 1
+
+
+def test_planned_needs_no_drafter_but_a_cost_table():
+    planned = parse_policy("planned")
+    tree = build_drafter(planned, None, None, straight_costs()).draft(context_of([1, 2, 3, 1, 2]))
+    assert set(tree.sources[1:]) == {"ngram"}
+    with pytest.raises(ValueError, match="'planned' needs a cost table .* run d2sd tune"):
+        build_drafter(planned, *proposers())
 
 
 @pytest.mark.parametrize(

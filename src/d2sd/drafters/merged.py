@@ -97,7 +97,12 @@ def merged_tree(anchor: int, rows: Sequence[RankedRow], budget: int) -> TokenTre
 
 
 def merged_paths(rows: Sequence[RankedRow], budget: int) -> RankedPaths:
-    """The `budget` most probable paths; `rows[0]` keeps nothing, the others distinct tokens.
+    """The `budget` most probable paths under the distributions of `merged_slots`."""
+    return ranked_paths(merged_slots(rows), budget)
+
+
+def merged_slots(rows: Sequence[RankedRow]) -> Slot | None:
+    """Where paths begin; `rows[0]` keeps nothing, the others distinct tokens.
 
     A row counts from its kept tokens on. What they themselves are worth is said by the rows that
     cover less of them, so a row whose kept tokens turn out improbable gets few nodes.
@@ -105,7 +110,7 @@ def merged_paths(rows: Sequence[RankedRow], budget: int) -> RankedPaths:
     start = linked(rows[0])
     for row in sorted(rows[1:], key=lambda row: len(row.kept)):
         _graft(start, row)
-    return ranked_paths(start, budget)
+    return start
 
 
 def _graft(slot: Slot | None, row: RankedRow) -> None:
@@ -132,7 +137,7 @@ def prefix_anchors(first: RankedRow, branches: int) -> list[tuple[int, ...]]:
 
     A row that keeps nothing knows no more than the first pass.
     """
-    return _largest(_prefix_gains(first), branches)
+    return _largest(_prefix_gains(first, branches), branches)
 
 
 def alternative_anchors(first: RankedRow, branches: int) -> list[tuple[int, ...]]:
@@ -147,8 +152,7 @@ def mixed_anchors(first: RankedRow, branches: int) -> list[tuple[int, ...]]:
     alternative the probability of its path. The alternatives after a prefix share its gain among
     them, so a prefix wins where the break is sure and the token that replaces it is not.
     """
-    gains = [*_prefix_gains(first), *_alternative_gains(first, branches)]
-    return _largest(gains, branches)
+    return _largest(_mixed_gains(first, branches), branches)
 
 
 ANCHORS: dict[str, Anchors] = {
@@ -157,12 +161,22 @@ ANCHORS: dict[str, Anchors] = {
     "mixed": mixed_anchors,
 }
 
-_Gain = tuple[float, tuple[int, ...]]
+Gain = tuple[float, tuple[int, ...]]
+"""What a second row gains, as a probability, and what it keeps."""
 
 
-def _largest(gains: Iterable[_Gain], branches: int) -> list[tuple[int, ...]]:
+def weighed_anchors(anchors: str, first: RankedRow, branches: int) -> list[Gain]:
+    """The anchors of the kind `anchors` with their gains, largest first."""
+    return _sorted(_GAINS[anchors](first, branches))[:branches]
+
+
+def _largest(gains: Iterable[Gain], branches: int) -> list[tuple[int, ...]]:
+    return [kept for _, kept in _sorted(gains)[:branches]]
+
+
+def _sorted(gains: Iterable[Gain]) -> list[Gain]:
     """Stable: of equal gains the earlier, so the shallower, comes first."""
-    return [kept for _, kept in sorted(gains, key=lambda gain: -gain[0])[:branches]]
+    return sorted(gains, key=lambda gain: -gain[0])
 
 
 def _chain(first: RankedRow) -> Iterator[tuple[int, float, tuple[int, ...]]]:
@@ -174,15 +188,23 @@ def _chain(first: RankedRow) -> Iterator[tuple[int, float, tuple[int, ...]]]:
         chain = (*chain, first.tokens[slot][0])
 
 
-def _prefix_gains(first: RankedRow) -> Iterator[_Gain]:
+def _prefix_gains(first: RankedRow, branches: int) -> Iterator[Gain]:
     for slot, reach, chain in _chain(first):
         if slot > 0:
             yield reach * (1 - first.probs[slot][0]), chain
 
 
-def _alternative_gains(first: RankedRow, branches: int) -> Iterator[_Gain]:
+def _alternative_gains(first: RankedRow, branches: int) -> Iterator[Gain]:
     for slot, reach, chain in _chain(first):
         if slot < len(first.tokens) - 1:  # nothing can be redrafted after the last slot
             others = zip(first.tokens[slot], first.probs[slot], strict=True)
             for token, chance in list(others)[1 : branches + 1]:
                 yield reach * chance, (*chain, token)
+
+
+def _mixed_gains(first: RankedRow, branches: int) -> Iterator[Gain]:
+    yield from _prefix_gains(first, branches)
+    yield from _alternative_gains(first, branches)
+
+
+_GAINS = {"prefix": _prefix_gains, "alternative": _alternative_gains, "mixed": _mixed_gains}

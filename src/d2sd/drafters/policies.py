@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from d2sd.costs import CostTable
 from d2sd.drafters.ablations import RandomBoundaries, SamplesDrafter, ThreeLevelDrafter
 from d2sd.drafters.best_first import BestFirstDrafter
 from d2sd.drafters.block import BlockDrafter
@@ -13,6 +14,7 @@ from d2sd.drafters.dual import DualDrafter
 from d2sd.drafters.merged import ANCHORS, MergedDrafter
 from d2sd.drafters.ngram import NgramDrafter
 from d2sd.drafters.none import NoDrafter
+from d2sd.drafters.planned import Bounds, PlannedDrafter
 from d2sd.drafters.proposer import Proposer
 from d2sd.interfaces import Drafter
 
@@ -64,11 +66,18 @@ def parse_policies(text: str) -> list[Policy]:
     return [parse_policy(part) for part in texts]
 
 
-def build_drafter(policy: Policy, first: Proposer | None, second: Proposer | None) -> Drafter:
+def build_drafter(
+    policy: Policy,
+    first: Proposer | None,
+    second: Proposer | None,
+    costs: CostTable | None = None,
+) -> Drafter:
     """The policy's drafter; without a second proposer the first serves both passes.
 
-    Raises ValueError when the policy needs a proposer and there is none.
+    Raises ValueError when the policy needs a proposer, or `costs`, and there is none.
     """
+    if policy.name == "planned":
+        return _planned(policy, first, second, costs)
     recipe = _RECIPES[policy.name]
     if recipe.proposers == 0:
         return recipe.build(**policy.options)
@@ -79,6 +88,20 @@ def build_drafter(policy: Policy, first: Proposer | None, second: Proposer | Non
         )
     proposers = [first, second or first][: recipe.proposers]
     return recipe.build(*proposers, **policy.options)
+
+
+def _planned(
+    policy: Policy, first: Proposer | None, second: Proposer | None, costs: CostTable | None
+) -> Drafter:
+    """What there is of proposers is used; none at all leaves copies and plain decoding."""
+    if costs is None:
+        raise ValueError(
+            "policy 'planned' needs a cost table of this model on this machine; run d2sd tune"
+        )
+    if second is None and costs.second:
+        second = first
+    proposers = [proposer for proposer in (first, second) if proposer is not None]
+    return _RECIPES[policy.name].build(proposers, costs, **policy.options)
 
 
 @dataclass(frozen=True)
@@ -99,15 +122,25 @@ def _random_dual(first: Proposer, second: Proposer, seed: int = 0, **options: An
     return DualDrafter(first, second, choose=RandomBoundaries(seed), **options)
 
 
+def _bounded(proposers: Sequence[Proposer], costs: CostTable, **options: Any) -> Drafter:
+    return PlannedDrafter(proposers, costs, Bounds(**options))
+
+
 _DUAL = {"branches": 1, "block_size": 2, "second_block_size": 2}
 _BEST_FIRST = {"budget": 1, "block_size": 2}
+_MERGED: Mapping[str, int | tuple[str, ...]] = {
+    **_BEST_FIRST,
+    "branches": 1,
+    "anchors": tuple(ANCHORS),
+}
 _RECIPES = {
     "none": _Recipe(NoDrafter, 0),
     "ngram": _Recipe(NgramDrafter, 0, {"length": 1, "max_order": 1, "min_order": 1}),
     "block": _Recipe(BlockDrafter, 1, {"block_size": 2}),
     "best-first": _Recipe(BestFirstDrafter, 1, _BEST_FIRST),
     "dual": _Recipe(DualDrafter, 2, _DUAL),
-    "merged": _Recipe(MergedDrafter, 2, {**_BEST_FIRST, "branches": 1, "anchors": tuple(ANCHORS)}),
+    "merged": _Recipe(MergedDrafter, 2, _MERGED),
+    "planned": _Recipe(_bounded, 2, _MERGED),
     # The paper's ablation arms.
     "samples": _Recipe(SamplesDrafter, 1, {"branches": 1, "seed": 0, "block_size": 2}),
     "self-dual": _Recipe(_self_dual, 1, _DUAL),

@@ -1,0 +1,175 @@
+"""How much to draft: the choices that make the most of a second, and what they are made from.
+
+Decoding as a whole is to give most tokens a second. If it gives `rate`, a step that is expected to
+emit E tokens in t seconds is worth E - rate × t: whoever always takes the step worth most reaches
+the best rate there is (Dinkelbach 1967; for renewal rewards Ross 1970). All choices here are pure
+functions of gains in tokens, of seconds and of that rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many to take, and what that is worth in tokens."""
+
+    count: int
+    value: float
+
+
+def best_count(gains: Sequence[float], seconds: Sequence[float], rate: float) -> Choice:
+    """The n for which the first n gains less `rate` × `seconds[n]` are most; the least such n.
+
+    `seconds[0]` is the price of taking none; n is at most `len(seconds) - 1`.
+    """
+    best, value, total = 0, -rate * seconds[0], 0.0
+    for count, gain in enumerate(gains[: len(seconds) - 1], 1):
+        total += gain
+        if total - rate * seconds[count] > value:
+            best, value = count, total - rate * seconds[count]
+    return Choice(best, value)
+
+
+def best_budget(
+    chances: Sequence[float], seconds: Sequence[float], rate: float, kept: float = 1.0
+) -> Choice:
+    """How many of the most probable paths the target should score.
+
+    `chances` are the paths' probabilities, best first, so n nodes are expected to emit their sum
+    and the bonus; `kept` is the share of that sum that comes true of late. `seconds[n]` is the
+    target's pass over n nodes and the anchor.
+    """
+    choice = best_count(chances, seconds, rate / kept)
+    return Choice(choice.count, 1 + kept * choice.value)
+
+
+def second_rows(
+    masses: Sequence[float], lift: float, seconds: Sequence[float], rate: float
+) -> Choice:
+    """How many rows a second pass should redraft; 0: no second pass.
+
+    `masses` are the anchors' gains, largest first: the probability that the truth passes where
+    the row begins. `lift` is what a row of mass 1 adds in tokens; `seconds[n]` the pass of n rows.
+    """
+    return best_count([lift * mass for mass in masses], seconds, rate)
+
+
+@dataclass(slots=True)
+class Average:
+    """What a unit gave of late: two sums that forget, with `memory` additions in mind.
+
+    What it is created with is the prior: `units` of them worth `total`.
+    """
+
+    total: float
+    units: float
+    memory: int = 32
+
+    def add(self, total: float, units: float = 1.0) -> None:
+        kept = 1 - 1 / self.memory
+        self.total = kept * self.total + total
+        self.units = kept * self.units + units
+
+    @property
+    def value(self) -> float:
+        return self.total / self.units
+
+    def within(self, least: float, most: float) -> float:
+        return min(max(self.total / self.units, least), most)
+
+
+@dataclass(slots=True)
+class Probes:
+    """Time for trying what does not seem to pay: never more than `share` of all time so far."""
+
+    share: float = 0.01
+    elapsed: float = 0.0
+    spent: float = 0.0
+
+    def take(self, seconds: float) -> bool:
+        """True, and the time is booked, when there is enough left."""
+        if self.spent + seconds > self.share * self.elapsed:
+            return False
+        self.spent += seconds
+        return True
+
+
+class Opinion(IntEnum):
+    """What the drafters' passes say of a copied token."""
+
+    NONE = 0
+    OTHER = 1
+    SAME = 2
+
+
+LONGEST = 16
+"""Suffixes that match for longer are as good as this."""
+
+
+class HitRates:
+    """How often a copied token is right, by how long its suffix matched and by the opinion of it.
+
+    The prior's shape is that of SmolLM2's greedy answers: 26 % of copies after one matching
+    token, 59 % after two, 71 % after four, 83 % after eight, 98 % after sixteen or more.
+    """
+
+    def __init__(self, weight: float = 4.0, memory: int = 64) -> None:
+        alone = [1 - 0.75 * length**-0.8 for length in range(1, LONGEST + 1)]
+        priors = [alone, [0.35 * rate for rate in alone], [0.5 + 0.5 * rate for rate in alone]]
+        self._rates = [[Average(weight * rate, weight, memory) for rate in row] for row in priors]
+
+    def rate(self, matched: int, opinion: Opinion) -> float:
+        return self._rates[opinion][min(matched, LONGEST) - 1].value
+
+    def add(self, matched: int, opinion: Opinion, hit: bool) -> None:
+        self._rates[opinion][min(matched, LONGEST) - 1].add(float(hit))
+
+
+LEVELS = (0.5, 2.0, 4.0)
+"""Copied tokens expected without a pass, where what a pass adds is learned apart."""
+
+
+@dataclass
+class Estimates:
+    """What decoding has shown so far; `plain_seconds` is a step of plain decoding.
+
+    Priors are such that everything is tried: a pass that never pays is soon found out, and the
+    tries cost a few tokens' time once.
+    """
+
+    plain_seconds: float
+    hits: HitRates = field(default_factory=HitRates)
+    probes: Probes = field(default_factory=Probes)
+
+    def __post_init__(self) -> None:
+        self.pace = Average(4.0, 4.0 * self.plain_seconds, memory=64)
+        """Tokens a second."""
+        self.trust = [Average(8.0, 8.0, memory=64), Average(8.0, 8.0, memory=64)]
+        """Of each pass: how often its best token comes true, over how sure it was."""
+        self.kept = [Average(8.0, 8.0, memory=64), Average(8.0, 8.0, memory=64)]
+        """Accepted over predicted tokens, of trees without and with a pass."""
+        self.slowness = [Average(4.0, 4.0) for _ in range(3)]
+        """Measured over predicted seconds: target, first pass, second pass."""
+        self.gain = [Average(2.0, 1.0) for _ in range(len(LEVELS) + 1)]
+        """Tokens' worth that a first pass adds before its own price, by level."""
+        self.lift = Average(2.0, 2.0)
+        """Tokens' worth that a second pass adds before its price, for anchors of mass 1."""
+
+    def trusted(self, number: int) -> float:
+        """What the probabilities of pass `number` (0 or 1) are to be multiplied by."""
+        return self.trust[number].within(0.05, 1.2)
+
+    def kept_share(self, drafted: bool) -> float:
+        return self.kept[drafted].within(0.5, 1.5)
+
+    def slow(self, part: int) -> float:
+        """What the table's seconds are to be multiplied by: target 0, first pass 1, second 2."""
+        return self.slowness[part].within(0.25, 4.0)
+
+    def level(self, copied: float) -> Average:
+        """Of `gain`, for steps in which `copied` tokens are expected without a pass."""
+        return self.gain[sum(copied >= least for least in LEVELS)]
