@@ -109,7 +109,7 @@ class TreeRows:
         visible = (self.mask[0, 0] == 0).to(torch.int64)
         padded = torch.nn.functional.pad(visible, (0, -len(visible) % WORD))
         places = torch.arange(WORD, device=visible.device)
-        return (padded.unflatten(1, (-1, WORD)) << places).sum(-1)
+        return (padded.view(len(visible), -1, WORD) << places).sum(-1)
 
     @cached_property
     def length(self) -> Int[Tensor, ""]:
@@ -125,10 +125,11 @@ def branch_mask(
     Every branch begins with the anchor and is causal within itself. A `TokenTree` with the same
     branches gives the same numbers with fewer rows.
     """
-    chains = [torch.ones(length, length, dtype=torch.bool).tril() for length in lengths]
-    hidden = ~torch.block_diag(*chains).to(device=device, dtype=torch.bool)
+    branch = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    row = torch.arange(len(branch))
+    hidden = (branch[:, None] != branch) | (row[:, None] < row)
     mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
-    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[None, None]
+    return mask.masked_fill_(hidden.to(device), torch.finfo(dtype).min)[None, None]
 
 
 def tree_attention(
@@ -143,17 +144,17 @@ def tree_attention(
     `keys` and `values` may be views of a larger buffer; they are read where they lie. The way is
     chosen by device and size: Triton on a GPU that has it, else one masked call or two levels.
     """
-    context, own = slice(None, rows.committed), slice(rows.committed, None)
-    levels = ((keys[:, :, part], values[:, :, part]) for part in (context, own))
+    committed = rows.committed
+    context = keys[:, :, :committed], values[:, :, :committed]
+    own = keys[:, :, committed:], values[:, :, committed:]
     if query.device.type == "cuda" and query.dtype != torch.float64 and triton_is_here():
         from d2sd.target import cascade_triton as gpu
 
         seen = gpu.Seen(rows.length, rows.words)
-        return gpu.cascade(query, *(gpu.Level(*level) for level in levels), seen, scale)
-    if rows.committed < CASCADE_FROM:
+        return gpu.cascade(query, gpu.Level(*context), gpu.Level(*own), seen, scale)
+    if committed < CASCADE_FROM:
         return one_level(query, keys, values, rows, scale)
-    (context_keys, context_values), (own_keys, own_values) = levels
-    return two_level(query, context_keys, context_values, own_keys, own_values, rows.mask, scale)
+    return two_level(query, *context, *own, rows.mask, scale)
 
 
 @cache
@@ -226,6 +227,6 @@ def _unfolded(
     """One row per head and node again; a node's heads lie together, as a model reads them next."""
     _, kv_heads, count, width = rows.shape
     group = heads // kv_heads
-    split = rows.unflatten(2, (group, count // group)).permute(0, 3, 1, 2, 4)
+    split = torch.unflatten(rows, 2, (group, count // group)).permute(0, 3, 1, 2, 4)
     together = split.clone(memory_format=torch.contiguous_format)
     return together.view(1, count // group, heads, width).transpose(1, 2)

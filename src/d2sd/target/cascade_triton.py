@@ -18,9 +18,10 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
+from triton.language import constexpr, tensor
 
-COLUMNS = 64  # at a time; no more than the bits of a word
-MOST_ROWS = 64
+MOST_ROWS = 64  # at a time, and likewise
+MOST_COLUMNS = 64  # the bits of a word
 SHORTEST_PART = 256  # columns of context worth a part of their own
 ENOUGH_PROGRAMS = 264  # two for every multiprocessor of a large GPU
 
@@ -62,9 +63,8 @@ def cascade(
     block = min(MOST_ROWS, max(16, triton.next_power_of_2(rows)))
     blocks = triton.cdiv(rows, block)
     parts = part_count(capacity, kv_heads * blocks)
-    wide = {"dtype": torch.float32, "device": query.device}
-    outputs = torch.empty(parts, kv_heads, rows, value_width, **wide)
-    sums = torch.empty(parts, kv_heads, rows, **wide)
+    outputs = query.new_empty(parts, kv_heads, rows, value_width, dtype=torch.float32)
+    sums = query.new_empty(parts, kv_heads, rows, dtype=torch.float32)
     merged = query.new_empty(1, nodes, heads, value_width).transpose(1, 2)
     sizes = {
         "nodes": nodes,
@@ -72,7 +72,7 @@ def cascade(
         "width": width,
         "value_width": value_width,
         "row_block": block,
-        "column_block": COLUMNS,
+        "column_block": _columns(width, query.dtype),
         "width_block": _padded(width),
         "value_block": _padded(value_width),
     }
@@ -96,14 +96,21 @@ def part_count(capacity: int, programs: int) -> int:
     return max(1, min(useful, triton.cdiv(ENOUGH_PROGRAMS, programs)))
 
 
+def _columns(width: int, dtype: torch.dtype) -> int:
+    """As many columns at a time as the memory of a multiprocessor holds with room to spare."""
+    if dtype.itemsize == 2:
+        return MOST_COLUMNS
+    return min(MOST_COLUMNS, max(16, 2048 // _padded(width)))
+
+
 def _padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def _placed(tensor: Tensor) -> tuple[Tensor, int, int]:
-    """A tensor with the strides of its heads and of its rows."""
-    assert tensor.stride(3) == 1 or tensor.shape[3] == 1, "a row's numbers lie together"
-    return tensor, tensor.stride(1), tensor.stride(2)
+def _placed(rows: Tensor) -> tuple[Tensor, int, int]:
+    """Rows with the strides of their heads and their own."""
+    assert rows.stride(3) == 1 or rows.shape[3] == 1, "a row's numbers lie together"
+    return rows, rows.stride(1), rows.stride(2)
 
 
 def _kernel(function: Callable[..., Any]) -> Any:
@@ -117,9 +124,9 @@ def _kernel(function: Callable[..., Any]) -> Any:
 
 @_kernel
 def _rows_of_query(  # noqa: PLR0913 - pointers, strides and sizes
-    query: Any, head_stride: Any, node_stride: Any, head: Any, row: Any, width: Any, nodes: Any,
-    group: Any, width_block: tl.constexpr,
-) -> Any:  # fmt: skip
+    query: tensor, head_stride: tensor, node_stride: tensor, head: tensor, row: tensor,
+    width: tensor, nodes: tensor, group: tensor, width_block: constexpr,
+) -> tensor:  # fmt: skip
     dim = tl.arange(0, width_block)[None, :]
     place = (head * group + row // nodes) * head_stride + row % nodes * node_stride
     inside = (row < group * nodes)[:, None] & (dim < width)
@@ -128,21 +135,23 @@ def _rows_of_query(  # noqa: PLR0913 - pointers, strides and sizes
 
 @_kernel
 def _columns_of(  # noqa: PLR0913
-    tensor: Any, head_stride: Any, row_stride: Any, head: Any, column: Any, end: Any, width: Any,
-    width_block: tl.constexpr,
-) -> Any:  # fmt: skip
+    source: tensor, head_stride: tensor, row_stride: tensor, head: tensor, column: tensor,
+    end: tensor, width: tensor, width_block: constexpr,
+) -> tensor:  # fmt: skip
     dim = tl.arange(0, width_block)[None, :]
     place = head * head_stride + column[:, None] * row_stride + dim
-    return tl.load(tensor + place, mask=(column < end)[:, None] & (dim < width), other=0.0)
+    return tl.load(source + place, mask=(column < end)[:, None] & (dim < width), other=0.0)
 
 
 @_kernel
-def _scores(query: Any, keys: Any, scale: Any) -> Any:
+def _scores(query: tensor, keys: tensor, scale: tensor) -> tensor:
     return tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
 
 
 @_kernel
-def _attended(scores: Any, values: Any, highest: Any, total: Any, mixed: Any) -> Any:
+def _attended(
+    scores: tensor, values: tensor, highest: tensor, total: tensor, mixed: tensor
+) -> tensor:
     """Softmax taken one block of columns further: the highest score, its denominator, the sum."""
     higher = tl.maximum(highest, tl.max(scores, 1))
     kept = tl.exp(highest - higher)
@@ -153,10 +162,11 @@ def _attended(scores: Any, values: Any, highest: Any, total: Any, mixed: Any) ->
 
 @_kernel
 def _context_kernel(  # noqa: PLR0913
-    query: Any, query_head: Any, query_node: Any, keys: Any, key_head: Any, key_row: Any,
-    values: Any, value_head: Any, value_row: Any, outputs: Any, sums: Any, length: Any, scale: Any,
-    nodes: Any, group: Any, width: Any, value_width: Any, row_block: tl.constexpr,
-    column_block: tl.constexpr, width_block: tl.constexpr, value_block: tl.constexpr,
+    query: tensor, query_head: tensor, query_node: tensor, keys: tensor, key_head: tensor,
+    key_row: tensor, values: tensor, value_head: tensor, value_row: tensor, outputs: tensor,
+    sums: tensor, length: tensor, scale: tensor, nodes: tensor, group: tensor, width: tensor,
+    value_width: tensor, row_block: constexpr, column_block: constexpr, width_block: constexpr,
+    value_block: constexpr,
 ) -> None:  # fmt: skip
     """One part of the context for some rows of a head: its attention and log-sum-exp."""
     part, head = tl.program_id(0), tl.program_id(1)
@@ -189,11 +199,12 @@ def _context_kernel(  # noqa: PLR0913
 
 @_kernel
 def _own_kernel(  # noqa: PLR0913
-    query: Any, query_head: Any, query_node: Any, keys: Any, key_head: Any, key_row: Any,
-    values: Any, value_head: Any, value_row: Any, merged: Any, merged_head: Any, merged_node: Any,
-    outputs: Any, sums: Any, words: Any, word_count: Any, parts: Any, scale: Any,
-    nodes: Any, group: Any, width: Any, value_width: Any, row_block: tl.constexpr,
-    column_block: tl.constexpr, width_block: tl.constexpr, value_block: tl.constexpr,
+    query: tensor, query_head: tensor, query_node: tensor, keys: tensor, key_head: tensor,
+    key_row: tensor, values: tensor, value_head: tensor, value_row: tensor, merged: tensor,
+    merged_head: tensor, merged_node: tensor, outputs: tensor, sums: tensor, words: tensor,
+    word_count: tensor, parts: tensor, scale: tensor, nodes: tensor, group: tensor,
+    width: tensor, value_width: tensor, row_block: constexpr, column_block: constexpr,
+    width_block: constexpr, value_block: constexpr,
 ) -> None:  # fmt: skip
     """The nodes' own rows for some rows of a head, then all parts of the context."""
     head = tl.program_id(0)
