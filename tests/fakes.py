@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from d2sd.costs import CostTable
 from d2sd.drafters.proposer import Proposal, Proposer
 from d2sd.interfaces import Context, Drafter, Scores, Target
 from d2sd.tree import Branch, TokenTree
@@ -121,7 +122,7 @@ class ScriptedProposer(Proposer):
         self.passes.append((tuple(visible), size))
         rows = torch.stack([self.tables[row[1:]][: size - 1] for row in visible])
         assert rows.shape[1] == size - 1
-        return Proposal(rows)
+        return Proposal.from_probs(rows)
 
 
 class MarkovProposer(Proposer):
@@ -156,7 +157,7 @@ class MarkovProposer(Proposer):
         for number, row in enumerate(visible):
             for slot in range(len(row) - 1, size - 1):
                 probs[number, slot] = self.marginals[slot + 1 - len(row)][row[-1]]
-        return Proposal(probs)
+        return Proposal.from_probs(probs)
 
 
 def spread(probs: Mapping[int, float], vocab: int) -> Tensor:
@@ -185,3 +186,30 @@ def draw(tree: TokenTree) -> str:
 def paths_of(tree: TokenTree) -> set[tuple[int, ...]]:
     """Every node of a tree as the tokens that lead to it, the anchor left out."""
     return {tree.tokens_on(tree.path_to(node)) for node in range(1, len(tree))}
+
+
+def straight_costs(
+    node: float = 0.05,
+    first: float = 0.2,
+    row: float = 0.05,
+    second: float = 0.2,
+    base: float = 1.0,
+) -> CostTable:
+    """Seconds that rise straight: a target pass of `base` and `node` a node, passes by their rows.
+
+    A pass that costs 0 costs next to nothing: a table holds no zeros.
+    """
+    counts, rows = (1, 128), (1, 16)
+
+    def line(start: float, step: float, places: Sequence[int]) -> tuple[tuple[float], ...]:
+        return tuple((max(start + step * (place - 1), 1e-9),) for place in places)
+
+    return CostTable(
+        nodes=counts,
+        contexts=(1,),
+        target=line(base, node, counts),
+        rows=rows,
+        first=line(first, row, rows),
+        second=line(second, row, rows),
+        overhead=0.0,
+    )

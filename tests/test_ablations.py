@@ -63,7 +63,7 @@ class NarrowProposer(Proposer):
     block_size = 2
 
     def propose(self, context, visible, block_size=None):
-        return Proposal(torch.tensor([[[0.2, 0.8]]]), torch.tensor([11, 30]))
+        return Proposal.from_probs(torch.tensor([[[0.2, 0.8]]]), torch.tensor([11, 30]))
 
 
 def test_sampled_draft_tokens_become_the_targets():

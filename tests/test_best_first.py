@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -5,7 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2sd.drafters.best_first import BestFirstDrafter, best_first_tree
+from d2sd.drafters.best_first import (
+    BestFirstDrafter,
+    best_first_tree,
+    linked,
+    ranked_exactly,
+    ranked_paths,
+    ranked_rows,
+)
 from d2sd.drafters.proposer import Candidates, Proposal
 from fakes import MarkovProposer, ScriptedProposer, context_of, draw, random_table, spread
 
@@ -52,7 +60,7 @@ def test_holds_the_most_probable_of_all_paths(seed, slots, vocab, budget):
         for length in range(1, slots + 1)
         for path in itertools.product(range(vocab), repeat=length)
     ]
-    tree = best_first_tree(0, Proposal(probs[None]).top(budget), budget)
+    tree = best_first_tree(0, Proposal.from_probs(probs[None]).top(budget), budget)
     assert len(tree) - 1 == min(budget, len(every_path))
     found = chances(tree, probs)[1:]
     assert found == pytest.approx(sorted(every_path, reverse=True)[:budget])
@@ -63,7 +71,7 @@ def test_holds_the_most_probable_of_all_paths(seed, slots, vocab, budget):
 
 def test_no_node_is_spent_on_the_impossible():
     probs = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]])
-    tree = best_first_tree(0, Proposal(probs).top(3), budget=50)
+    tree = best_first_tree(0, Proposal.from_probs(probs).top(3), budget=50)
     assert draw(tree) == "0 anchor\n. 0 first\n. . 0 first\n. . 1 first"
 
 
@@ -76,7 +84,7 @@ def test_equal_chances_leave_in_the_same_order_every_time():
 
 def test_a_budget_of_one_is_the_most_probable_token():
     probs = marginals(3, 8, seed=1)
-    tree = best_first_tree(0, Proposal(probs[None]).top(1), budget=1)
+    tree = best_first_tree(0, Proposal.from_probs(probs[None]).top(1), budget=1)
     assert tree.tokens == (0, int(probs[0].argmax()))
 
 
@@ -84,3 +92,42 @@ def test_block_size_can_be_chosen():
     proposer = MarkovProposer(random_table(6), block_size=3)
     depths = BestFirstDrafter(proposer, budget=200, block_size=4).draft(context_of([2])).depths
     assert max(depths) == 3
+
+
+def ranked(proposal, budget):
+    """What `ranked_exactly` asks for; every number of candidates it asked is added to `asked`."""
+    asked = []
+
+    def rank(candidates):
+        asked.append(candidates)
+        [row] = ranked_rows(proposal.top(candidates), [()], ["first"])
+        return ranked_paths(linked(row), budget)
+
+    return rank, asked
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.0, 4.0), st.integers(17, 90), st.integers(1, 90))
+def test_few_candidates_give_the_tree_of_all(seed, scale, vocab, budget):
+    rng = torch.Generator().manual_seed(seed)
+    noise = torch.randn(1, 4, vocab, generator=rng).bfloat16().float()  # some are equal
+    proposal = Proposal.from_probs((scale * noise).softmax(-1))
+    rank, asked = ranked(proposal, budget)
+    assert dataclasses.replace(ranked_exactly(rank, budget), short=False) == rank(vocab)
+    assert asked[0] == min(budget, 16)
+
+
+def test_more_candidates_are_fetched_only_where_they_may_matter():
+    sharp = torch.tensor([0.5**n for n in range(1, 99)])
+    for probs, needed in [(sharp, [16]), (torch.full((98,), 1 / 98), [16, 40])]:
+        rank, asked = ranked(Proposal.from_probs(probs.expand(1, 3, -1)), 40)
+        assert len(ranked_exactly(rank, 40)) == 40
+        assert asked == needed
+
+
+def test_the_first_paths_are_a_tree_of_their_own():
+    proposal = Proposal.from_probs(marginals(3, 8, seed=1)[None])
+    rank, _ = ranked(proposal, 20)
+    paths = rank(8)
+    assert paths.chances == pytest.approx(chances(paths.tree(5), proposal.probs[0])[1:])
+    assert paths.tree(5, 7) == rank(8).tree(5).first(8)

@@ -53,7 +53,7 @@ class NarrowProposer(Proposer):
 
     def propose(self, context, visible, block_size=None):
         probs = torch.tensor([[[0.2, 0.8], [0.7, 0.3]]])
-        return Proposal(probs, torch.tensor([11, 30]))
+        return Proposal.from_probs(probs, torch.tensor([11, 30]))
 
 
 def test_draft_tokens_become_the_targets():

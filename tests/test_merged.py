@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d2sd.drafters import best_first
 from d2sd.drafters.best_first import BestFirstDrafter, RankedRow, best_first_tree, ranked_rows
 from d2sd.drafters.dual import DualDrafter
 from d2sd.drafters.merged import (
@@ -39,7 +40,7 @@ def worked_example(second_choice=0.5):
 
 
 def first_row(probs, count=8):
-    [row] = ranked_rows(Proposal(probs[None]).top(count), [()], ["first"])
+    [row] = ranked_rows(Proposal.from_probs(probs[None]).top(count), [()], ["first"])
     return row
 
 
@@ -50,7 +51,7 @@ def random_rows(kept, slots, vocab, seed):
     probs = (1.5 * noise).softmax(-1)
     kept = [(), *kept]
     sources = ["first", *(f"row {tokens}" for tokens in kept[1:])]
-    return ranked_rows(Proposal(probs).top(vocab), kept, sources), dict(
+    return ranked_rows(Proposal.from_probs(probs).top(vocab), kept, sources), dict(
         zip(kept, probs, strict=True)
     )
 
@@ -103,7 +104,7 @@ def test_a_nodes_source_is_the_row_that_speaks_for_it(kept, seed):
 @given(st.integers(0, 10_000), st.integers(1, 40))
 def test_without_second_rows_it_is_the_best_first_tree(seed, budget):
     probs = torch.randn(1, 5, 6, generator=torch.Generator().manual_seed(seed)).softmax(-1)
-    candidates = Proposal(probs).top(budget)
+    candidates = Proposal.from_probs(probs).top(budget)
     rows = ranked_rows(candidates, [()], ["first"])
     assert merged_tree(3, rows, budget) == best_first_tree(3, candidates, budget)
 
@@ -281,3 +282,13 @@ def test_at_equal_nodes_two_passes_beat_one(toy):
     assert merged["mixed"] > 1.1 * best_first
     assert min(merged.values()) > 1.05 * best_first
     assert merged["mixed"] == max(merged.values())
+
+
+@pytest.mark.parametrize("anchors", ["prefix", "alternative", "mixed"])
+@pytest.mark.parametrize("scale", [0.0, 0.7, 3.0])
+def test_few_candidates_give_the_tree_of_all(monkeypatch, anchors, scale):
+    first, second = (MarkovProposer(random_table(80, scale=scale, seed=s), 4) for s in (1, 2))
+    drafter = MergedDrafter(first, second, 60, branches=20, anchors=anchors)
+    ours = [drafter.draft(context_of([anchor])) for anchor in range(6)]
+    monkeypatch.setattr(best_first, "FEW", 60)
+    assert ours == [drafter.draft(context_of([anchor])) for anchor in range(6)]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from d2sd.drafters.proposer import NetworkProposer
+from d2sd.drafters.passes import DraftPass, EagerDraftPass
+from d2sd.drafters.proposer import NetworkProposer, Proposal
 from d2sd.interfaces import Context
 from drafters import random_network
 
@@ -37,7 +38,9 @@ def test_a_row_is_its_visible_tokens_then_masks_over_all_committed_features():
     rows = torch.tensor([[5, 96, 96, 96, 96], [5, 9, 2, 96, 96]])
     kv = network.read(here.features[None], torch.arange(4)[None])
     hidden = network(EMBED[rows][None], (4 + torch.arange(5)).expand(1, 2, 5), kv)
-    torch.testing.assert_close(probs, head()(hidden[0, :, 1:]).softmax(-1))
+    wanted = head()(hidden[0, :, 1:]).softmax(-1)
+    wanted[1, :2] = 0  # the slots that row shows
+    torch.testing.assert_close(probs, wanted)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +122,71 @@ def test_temperatures_go_by_distance_from_the_last_visible_token():
     for row, slot, temperature in [(0, 0, 0.5), (0, 1, 2.0), (1, 1, 0.5), (1, 3, 1.0)]:
         wanted = (plain[row, slot].log() / temperature).softmax(-1)
         torch.testing.assert_close(got[row, slot], wanted)
+
+
+def test_a_narrow_proposals_best_tokens_are_those_of_its_probabilities():
+    network = random_network(draft_vocab_size=40)
+    network.draft_ids = torch.randperm(97, generator=torch.Generator().manual_seed(3))[:40]
+    proposal = proposer(network).propose(context(3, 1, 4), [(4,), (4, 8), (4, 8, 1, 7), (4, 9)])
+    best = proposal.top(6)
+    chances, ids = proposal.probs.sort(stable=True, dim=-1, descending=True)
+    for row, kept in enumerate([0, 1, 3, 1]):
+        torch.testing.assert_close(best.probs[row, kept:], chances[row, kept:, :6])
+        assert best.tokens[row, kept:].tolist() == network.draft_ids[ids[row, kept:, :6]].tolist()
+        alone = proposal.row(row)
+        assert (alone.slots, alone.asked.kept) == (4 - kept, (0,))
+        torch.testing.assert_close(alone.probs[0], proposal.probs[row, kept:])
+        assert not best.probs[row, :kept].any()
+    assert best.cut
+    assert not proposal.top(40).cut
+
+
+def test_a_row_that_shows_all_its_slots_has_nothing_to_say():
+    proposal = proposer().propose(context(3, 1, 4), [(4, 8, 1, 7, 6), (4,)])
+    assert proposal.row(0).top(3).tokens.shape == (1, 0, 3)
+    torch.testing.assert_close(
+        proposal.row(1).probs, proposer().propose(context(3, 1, 4), [(4,)]).probs
+    )
+
+
+def test_given_probabilities_are_kept_as_they_are():
+    probs = torch.rand(2, 3, 50, generator=torch.Generator().manual_seed(1)).double().softmax(-1)
+    proposal = Proposal.from_probs(probs)
+    assert torch.equal(proposal.probs, probs)
+    assert torch.equal(proposal.top(4).probs, probs.sort(descending=True).values[..., :4])
+    assert torch.equal(proposal.row(1).probs, probs[1:])
+
+
+def test_candidates_come_to_the_host_unchanged():
+    probs = torch.rand(2, 3, 50, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    there = Proposal.from_probs(probs, torch.arange(50) + 2**24 + 1).top(4)
+    here = there.on_host()
+    assert torch.equal(here.tokens, there.tokens)
+    assert torch.equal(here.probs, there.probs)
+    assert (here.cut, here.probs.dtype) == (True, torch.float32)
+
+
+class Mirrored(DraftPass):
+    """Another way to compute a pass: says the opposite, and notes what it was asked."""
+
+    def __init__(self, inner: DraftPass) -> None:
+        self.inner = inner
+        self.asked = []
+
+    def read(self, features, context):
+        self.inner.read(features, context)
+
+    def __call__(self, ids, asked, divisors, context):
+        self.asked.append((ids.tolist(), asked.tolist(), context.length))
+        return -self.inner(ids, asked, divisors, context)
+
+
+def test_a_pass_can_be_computed_by_another_object():
+    network = random_network()
+    mirrored = Mirrored(EagerDraftPass(network, EMBED, head()))
+    ours = NetworkProposer(network, EMBED, head(), (0, 2), run=mirrored)
+    got = ours.propose(context(3, 1, 4), [(4,), (4, 8)])
+    plain = proposer(network).propose(context(3, 1, 4), [(4,), (4, 8)])
+    torch.testing.assert_close(got.logits, -plain.logits)
+    ids = [[4, 96, 96, 96, 96], [4, 8, 96, 96, 96]]
+    assert mirrored.asked == [(ids, [1, 2, 3, 4, 7, 8, 9], 2)]

@@ -194,9 +194,8 @@ class Recorder(Proposer):
         coming = self._tokens[len(context.tokens) :]
         for number, row in enumerate(visible):
             kept = len(row) - 1
-            if row[1:] == coming[:kept] and kept < proposal.probs.shape[1]:
-                own = Proposal(proposal.probs[number : number + 1, kept:], proposal.token_ids)
-                self._judge(own, kept, coming[kept:])
+            if row[1:] == coming[:kept] and kept < proposal.slots:
+                self._judge(proposal.row(number), kept, coming[kept:])
         return proposal
 
     def taken(self) -> list[JudgedRow]:
@@ -205,7 +204,7 @@ class Recorder(Proposer):
         return rows
 
     def _judge(self, own: Proposal, kept: int, coming: Sequence[int]) -> None:
-        greedy = own.greedy()
+        greedy = own.greedy().on_host()
         tokens = greedy.tokens[0, :, 0].tolist()
         confidence = tuple(round(c, 6) for c in greedy.probs[0, :, 0].tolist())
         known = min(len(coming), len(tokens))
@@ -217,9 +216,8 @@ class Recorder(Proposer):
     def _curves_of(self, own: Proposal, reached: Sequence[int]) -> LossCurves:
         """Losses of the slots at which the answer's `reached` tokens stand, one per distance."""
         count = len(reached)
-        in_force = own.probs.new_tensor([self._inner.temperature(d) for d in range(count)])
-        # undoes the softmax and the division by the temperature in force, up to a constant
-        logits = own.probs[0, :count].clamp_min(1e-38).log() * in_force[:, None]
+        in_force = own.logits.new_tensor([self._inner.temperature(d) for d in range(count)])
+        logits = own.logits[:count] * in_force[:, None]
         labels = torch.tensor([_draft_id(own.token_ids, token) for token in reached])
         losses = candidate_losses(SlotLogits(logits.cpu(), labels))
         return LossCurves(losses, torch.ones(count, dtype=torch.long))

@@ -59,6 +59,7 @@ def ranked_rows(
     candidates: Candidates, kept: Sequence[tuple[int, ...]], sources: Sequence[str]
 ) -> list[RankedRow]:
     """The rows of a pass on the host."""
+    candidates = candidates.on_host()
     tokens, probs = candidates.tokens.tolist(), candidates.probs.tolist()
     return [
         RankedRow(*row, candidates.cut) for row in zip(kept, tokens, probs, sources, strict=True)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from d2sd.drafters.network import DraftNetwork, KeyValues
+from d2sd.drafters.largest import largest
+from d2sd.drafters.network import DraftNetwork
+from d2sd.drafters.passes import ContextRows, DraftPass, EagerDraftPass
 from d2sd.interfaces import Context, shared_prefix
 
 
@@ -18,35 +22,113 @@ from d2sd.interfaces import Context, shared_prefix
 class Candidates:
     """Most probable tokens of each slot, best first, as target token ids.
 
-    `cut` says that there are less probable ones.
+    Slots that are visible in their row hold zeros. `cut` says that there are less probable ones.
     """
 
     tokens: Int[Tensor, "rows slots candidates"]
     probs: Float[Tensor, "rows slots candidates"]
     cut: bool = False
 
+    def on_host(self) -> Candidates:
+        """The same in the host's memory, by one transfer."""
+        both = torch.stack([self.tokens.double(), self.probs.double()]).cpu()  # ids stay exact
+        return Candidates(both[0].long(), both[1].to(self.probs.dtype), self.cut)
+
+
+class Asked(NamedTuple):
+    """The slots a pass speaks about: those that their row does not show.
+
+    Slot s of a row is position s + 1 of its block, so `kept[r]` tokens after the anchor show as
+    many slots of row r. `places` counts positions through the blocks of all rows.
+    """
+
+    kept: tuple[int, ...]
+    slots: int
+    places: Int[Tensor, " asked"]
+
+    @classmethod
+    def of(cls, kept: tuple[int, ...], slots: int, device: torch.device) -> Asked:
+        blocks = [range(r * (slots + 1), (r + 1) * (slots + 1)) for r in range(len(kept))]
+        places = [p for block, shown in zip(blocks, kept, strict=True) for p in block[shown + 1 :]]
+        return cls(kept, slots, torch.tensor(places, dtype=torch.long, device=device))
+
+    def of_row(self, row: int) -> slice:
+        """Where the slots of a row are among all that are asked."""
+        counts = [max(self.slots - shown, 0) for shown in self.kept[: row + 1]]
+        return slice(sum(counts[:row]), sum(counts))
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[asked, some] to [rows, slots, some], with zeros for what is not asked."""
+        rows, block = len(self.kept), self.slots + 1
+        if not any(self.kept):
+            return values.view(rows, self.slots, values.shape[1])
+        spread = values.new_zeros(rows * block, values.shape[1])
+        return spread.index_copy_(0, self.places, values).view(rows, block, -1)[:, 1:]
+
 
 @dataclass(frozen=True)
 class Proposal:
     """What one pass says about every slot: slot s is block position s + 1.
 
-    Slots whose position is visible in their row say nothing. `token_ids[i]` is the target's id of
-    draft token i; None when the drafter speaks the whole vocabulary.
+    `logits` are divided by the fitted temperatures. `token_ids[i]` is the target's id of draft
+    token i; None when the drafter speaks the whole vocabulary.
     """
 
-    probs: Float[Tensor, "rows slots draft_vocab"]
+    logits: Float[Tensor, "asked draft_vocab"]
+    asked: Asked
     token_ids: Int[Tensor, " draft_vocab"] | None = None
+    given: Float[Tensor, "asked draft_vocab"] | None = None
+    """The probabilities, where they are known better than as a softmax."""
+
+    @classmethod
+    def from_probs(
+        cls,
+        probs: Float[Tensor, "rows slots draft_vocab"],
+        token_ids: Int[Tensor, " draft_vocab"] | None = None,
+    ) -> Proposal:
+        """A proposal of exactly these probabilities for all slots."""
+        asked = Asked.of((0,) * probs.shape[0], probs.shape[1], probs.device)
+        given = probs.flatten(0, 1)
+        return cls(given.log(), asked, token_ids, given)
+
+    @property
+    def slots(self) -> int:
+        return self.asked.slots
+
+    @cached_property
+    def probs(self) -> Float[Tensor, "rows slots draft_vocab"]:
+        """Every token's probability; zeros at slots that are visible in their row."""
+        return self.asked.spread(self.logits.softmax(-1) if self.given is None else self.given)
 
     def top(self, count: int) -> Candidates:
-        """The `count` most probable tokens of every slot (fewer if the vocabulary is smaller)."""
-        vocabulary = self.probs.shape[-1]
-        probs, ids = self.probs.topk(min(count, vocabulary), dim=-1)
+        """The `count` most probable tokens of every slot (fewer if the vocabulary is smaller).
+
+        Equally probable ones come in the draft vocabulary's order.
+        """
+        if self.given is None:
+            ids = largest(self.logits, count)
+            probs = (self.logits.gather(1, ids) - self._normaliser).exp()
+        else:
+            ids = largest(self.given, count)
+            probs = self.given.gather(1, ids)
         tokens = ids if self.token_ids is None else self.token_ids[ids]
-        return Candidates(tokens, probs, cut=count < vocabulary)
+        spread = self.asked.spread
+        return Candidates(spread(tokens), spread(probs), cut=count < self.logits.shape[1])
 
     def greedy(self) -> Candidates:
         """The most probable token of every slot with its confidence (paper Eq. 3)."""
         return self.top(1)
+
+    def row(self, number: int) -> Proposal:
+        """The slots of one row that it does not show, as a proposal of their own."""
+        own = self.asked.of_row(number)
+        asked = Asked.of((0,), own.stop - own.start, self.logits.device)
+        given = None if self.given is None else self.given[own]
+        return Proposal(self.logits[own], asked, self.token_ids, given)
+
+    @cached_property
+    def _normaliser(self) -> Float[Tensor, "asked 1"]:
+        return self.logits.logsumexp(-1, keepdim=True)
 
 
 class Proposer(ABC):
@@ -62,11 +144,12 @@ class Proposer(ABC):
 
 
 class NetworkProposer(Proposer):
-    """A DraftNetwork with the target's frozen embedding and output head.
+    """A DraftNetwork with the target's frozen embedding and output head, on one sequence.
 
-    Keeps the keys and values of the context's features, appended once per step and never
-    recomputed; a changed sequence drops the rows that no longer hold. `decoding_temperature` is
-    the one the target's tokens are drawn at: it chooses the fitted temperatures.
+    The features of the context are read once, when their tokens were committed; a changed
+    sequence drops the rows that no longer hold. `decoding_temperature` is the one the target's
+    tokens are drawn at: it chooses the fitted temperatures. `run` computes the passes; without
+    it the network itself does, operation by operation.
     """
 
     def __init__(
@@ -76,99 +159,56 @@ class NetworkProposer(Proposer):
         head: nn.Module,
         target_taps: Sequence[int],
         decoding_temperature: float = 0.0,
+        run: DraftPass | None = None,
     ) -> None:
         self.network = network
         self.block_size = network.config.block_size
         self._temperatures = network.config.temperatures_for(decoding_temperature)
         self._columns = _columns(network.config.taps, target_taps)
-        self._embedding = embedding
-        self._head = _narrowed(head, network.draft_ids)
-        self._cache = _ContextCache(network)
+        self._device = embedding.device
+        self._run = run or EagerDraftPass(network, embedding, head)
+        weight = network.fc.weight
+        self._rows = ContextRows(network.config, weight.dtype, weight.device)
         self._tokens: tuple[int, ...] = ()
+        self._asked = lru_cache(maxsize=1024)(self._asked_anew)
 
     @torch.inference_mode()
     def propose(
         self, context: Context, visible: Sequence[tuple[int, ...]], block_size: int | None = None
     ) -> Proposal:
         self._read(context)
-        slots = block_size or self.block_size
-        mask = self.network.config.mask_token_id
-        rows = [(*row, *[mask] * (slots - len(row))) for row in visible]
-        ids = torch.tensor(rows, device=self._embedding.device)
-        embeds = self._embedding[ids] * self.network.config.embedding_scale
-        positions = context.committed + torch.arange(slots, device=ids.device)
-        hidden = self.network(
-            embeds[None].to(self.network.fc.weight.dtype),
-            positions.expand(1, len(rows), slots),
-            self._cache.layers(),
-        )
-        logits = self._logits(hidden[0, :, 1:])
-        temperatures = self._divisors([len(row) for row in visible], slots, logits)
-        return Proposal((logits / temperatures).softmax(-1), self.network.draft_ids)
+        size = block_size or self.block_size
+        masks = (self.network.config.mask_token_id,) * size
+        ids = torch.tensor([row + masks[len(row) :] for row in visible], device=self._device)
+        asked, divisors = self._asked(tuple(len(row) - 1 for row in visible), size - 1)
+        logits = self._run(ids, asked.places, divisors, self._rows)
+        return Proposal(logits, asked, self.network.draft_ids)
 
     def _read(self, context: Context) -> None:
         """Append the features of the tokens committed since the last call."""
         committed = context.tokens[:-1]
         kept = shared_prefix(self._tokens, committed)
-        self._cache.truncate(kept)
+        self._rows.truncate(kept)
         if kept < len(committed):
-            self._cache.append(context.features[kept:, self._columns])
+            self._run.read(context.features[kept:, self._columns], self._rows)
         self._tokens = committed
-
-    def _logits(self, hidden: Float[Tensor, "rows slots hidden"]) -> Tensor:
-        config = self.network.config
-        # as a matrix: else torch makes one product per row, each with its own copy of the head
-        flat = self._head(hidden.flatten(0, 1)).float() * config.output_multiplier
-        logits = flat.unflatten(0, hidden.shape[:2])
-        if config.logit_softcap:
-            logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
-        return logits
 
     def temperature(self, distance: int) -> float:
         """What the logits `distance` slots after the last visible token's are divided by."""
         fitted = self._temperatures
         return fitted[min(max(distance, 0), len(fitted) - 1)] if fitted else 1.0
 
-    def _divisors(self, visible: Sequence[int], slots: int, like: Tensor) -> Tensor:
-        """[rows, slots - 1, 1]: the temperature by distance from the last visible token."""
-        if not self._temperatures:
-            return like.new_ones(1, 1, 1)
-        rows = [[self.temperature(p - count) for p in range(1, slots)] for count in visible]
-        return like.new_tensor(rows)[..., None]
-
-
-class _ContextCache:
-    """Keys and values of the context for every layer, in buffers that double when full."""
-
-    def __init__(self, network: DraftNetwork, capacity: int = 256) -> None:
-        net = network.config.network
-        weight = network.fc.weight
-        shape = (2, net.num_hidden_layers, 1, net.num_key_value_heads, capacity, net.head_dim)
-        self._network = network
-        self._rows = weight.new_empty(shape)
-        self._length = 0
-
-    def truncate(self, length: int) -> None:
-        self._length = min(self._length, length)
-
-    def append(self, features: Float[Tensor, "rows taps hidden"]) -> None:
-        start, end = self._length, self._length + len(features)
-        if end > self._rows.shape[4]:
-            grown = self._rows.new_empty(
-                (*self._rows.shape[:4], max(end, 2 * self._rows.shape[4]), self._rows.shape[5])
-            )
-            grown[..., :start, :] = self._rows[..., :start, :]
-            self._rows = grown
-        positions = torch.arange(start, end, device=features.device)[None]
-        features = features[None].to(self._rows.dtype)
-        for index, layer in enumerate(self._network.read(features, positions)):
-            self._rows[0, index, :, :, start:end] = layer.keys
-            self._rows[1, index, :, :, start:end] = layer.values
-        self._length = end
-
-    def layers(self) -> list[KeyValues]:
-        keys, values = self._rows[..., : self._length, :]
-        return [KeyValues(k, v) for k, v in zip(keys, values, strict=True)]
+    def _asked_anew(
+        self, kept: tuple[int, ...], slots: int
+    ) -> tuple[Asked, Float[Tensor, " asked"]]:
+        """What a pass with so many tokens kept per row asks for, and the temperatures there."""
+        distances = [distance for shown in kept for distance in range(slots - shown)]
+        divisors = torch.tensor(
+            [self.temperature(distance) for distance in distances],
+            dtype=torch.float32,
+            device=self._device,
+        )
+        return Asked.of(kept, slots, self._device), divisors
 
 
 def _columns(taps: Sequence[int], target_taps: Sequence[int]) -> slice | list[int]:
@@ -180,21 +220,3 @@ def _columns(taps: Sequence[int], target_taps: Sequence[int]) -> slice | list[in
             f"the drafter needs target layers {lacking}; only {list(target_taps)} are tapped"
         )
     return [list(target_taps).index(tap) for tap in taps]
-
-
-def _narrowed(head: nn.Module, draft_ids: Tensor | None) -> nn.Module:
-    """The output head's rows of the draft vocabulary."""
-    if draft_ids is None:
-        return head
-    assert isinstance(head, nn.Linear)
-    narrowed = nn.Linear(
-        head.in_features,
-        len(draft_ids),
-        bias=head.bias is not None,
-        device="meta",
-        dtype=head.weight.dtype,
-    )
-    narrowed.weight = nn.Parameter(head.weight[draft_ids], requires_grad=False)
-    if head.bias is not None:
-        narrowed.bias = nn.Parameter(head.bias[draft_ids], requires_grad=False)
-    return narrowed
