@@ -45,28 +45,34 @@ class TokenTree:
     @cached_property
     def depths(self) -> tuple[int, ...]:
         """Distance of every node from the anchor."""
-        depths = [0] * len(self)
-        for node in range(1, len(self)):
-            depths[node] = depths[self.parents[node]] + 1
+        depths = [0]
+        for parent in self.parents[1:]:
+            depths.append(depths[parent] + 1)
         return tuple(depths)
 
     @cached_property
     def children(self) -> dict[tuple[int, int], int]:
         """(parent node, token) -> child node."""
-        return {(self.parents[node], self.tokens[node]): node for node in range(1, len(self))}
+        pairs = zip(self.parents[1:], self.tokens[1:], strict=True)
+        return {pair: node for node, pair in enumerate(pairs, 1)}
 
     def visibility(self) -> Bool[Tensor, "nodes nodes"]:
         """Row n is True at the ancestors of node n and at n itself."""
-        seen = torch.zeros(len(self), len(self), dtype=torch.bool)
+        count = len(self)
+        seen = bytearray(count * count)
+        rows = memoryview(seen)  # of bytes: a tensor operation per node would cost far more
         for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                seen[node] = seen[parent]
-            seen[node, node] = True
-        return seen
+            start = node * count
+            if node:
+                above = parent * count
+                rows[start : start + node] = rows[above : above + node]
+            rows[start + node] = 1
+        return torch.frombuffer(seen, dtype=torch.bool).view(count, count)
 
     def tokens_on(self, path: Sequence[int]) -> tuple[int, ...]:
         """Tokens on a path of nodes that starts at the anchor, the anchor left out."""
-        return tuple(self.tokens[node] for node in path[1:])
+        tokens = self.tokens
+        return tuple([tokens[node] for node in path[1:]])
 
     def path_to(self, node: int) -> tuple[int, ...]:
         """Nodes from the anchor to `node`, both included."""
@@ -78,9 +84,9 @@ class TokenTree:
 
     def shallow(self, deepest: int) -> TokenTree:
         """The tree of the nodes at most `deepest` away from the anchor, in their order."""
-        kept = [node for node, depth in enumerate(self.depths) if depth <= deepest]
-        if len(kept) == len(self):
+        if max(self.depths) <= deepest:
             return self
+        kept = [node for node, depth in enumerate(self.depths) if depth <= deepest]
         place = {node: number for number, node in enumerate(kept)} | {-1: -1}
         return TokenTree(
             tuple(self.tokens[node] for node in kept),
