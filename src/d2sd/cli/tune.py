@@ -49,6 +49,7 @@ def tune(
     The policy that plans each step reads it. Measured again when the model, the drafters, the
     device, the precision, the threads or the libraries are others.
     """
+    from d2sd.cli.compiling import compile_session
     from d2sd.cli.costing import costs_json, print_costs
     from d2sd.cli.opening import opened
     from d2sd.cli.terminal import note, print_json
@@ -57,6 +58,8 @@ def tune(
 
     session = opened(model, [parse_policy(_needed(model))])
     scope = _scope(session, contexts, repeats)
+    if model.compiled:
+        compile_session(session)
     stored = None if force else stored_costs(session.cost_key)
     if stored is not None and stored.scope == scope:
         note(f"measured before, {stored.run['date']}; --force measures again")
@@ -84,7 +87,8 @@ def _needed(model: ModelOptions) -> str:
 
 
 def _scope(session: Session, contexts: str | None, repeats: int) -> Scope:
-    from d2sd.tuning.measure import Scope
+    """What is asked for, checked before anything takes long."""
+    from d2sd.tuning.measure import Scope, check_room
 
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; it must be 1 or more")
@@ -96,7 +100,9 @@ def _scope(session: Session, contexts: str | None, repeats: int) -> Scope:
         raise ValueError(
             f"contexts are {contexts!r}; give whole numbers with commas, such as 64,1024"
         ) from None
-    return Scope(tuple(sorted(lengths)), repeats=repeats)
+    scope = Scope(tuple(sorted(lengths)), repeats=repeats)
+    check_room(session.target, scope)
+    return scope
 
 
 def _measured(session: Session, scope: Scope) -> StoredCosts:

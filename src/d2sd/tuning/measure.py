@@ -80,6 +80,16 @@ def longest_context(limit: int) -> int:
     return limit - DEEPEST - 1
 
 
+def check_room(target: HFTarget, scope: Scope) -> None:
+    """Raises ValueError where the longest context leaves `target` no room for a tree."""
+    longest = longest_context(target.context_limit)
+    if scope.contexts[-1] > longest:
+        raise ValueError(
+            f"a context of {scope.contexts[-1]} tokens can't be measured: {target.name} holds "
+            f"{target.context_limit}, of which a tree needs {DEEPEST + 1}; give at most {longest}"
+        )
+
+
 def measure_costs(
     target: HFTarget,
     networks: Networks,
@@ -92,12 +102,7 @@ def measure_costs(
     Reads other tokens into the target's cache. Raises ValueError where a context does not fit
     the target.
     """
-    longest = longest_context(target.context_limit)
-    if scope.contexts[-1] > longest:
-        raise ValueError(
-            f"a context of {scope.contexts[-1]} tokens can't be measured: {target.name} holds "
-            f"{target.context_limit}, of which a tree needs {DEEPEST + 1}; give at most {longest}"
-        )
+    check_room(target, scope)
     bench = _Bench(target, networks, scope, hear, clock)
     columns = [bench.column(length) for length in scope.contexts]
     scored, first, second = (tuple(zip(*kind, strict=True)) for kind in zip(*columns, strict=True))
@@ -168,7 +173,8 @@ class _Bench:
     ) -> Iterable[float]:
         """Every pass finds a few features that it has not read, as it does in a step."""
         start = context.committed - APPENDED * len(sizes)
-        proposer.propose(_cut(context, max(0, start)), [(context.anchor,)])  # forgets the rest
+        before = _cut(context, max(0, start))
+        proposer.propose(before, [(before.anchor,)])  # forgets what lies behind
         for number, rows in enumerate(sizes, 1):
             before = _cut(context, max(0, start + APPENDED * number))
             visible = [self._visible(before, row, proposer.block_size) for row in range(rows)]

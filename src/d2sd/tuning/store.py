@@ -48,13 +48,13 @@ def cost_key(config: Any, target: HFTarget, networks: Networks) -> Key:
         "format": FORMAT,
         "target": _digest(_shape(config)),
         "attention": config.get_text_config(decoder=True)._attn_implementation,
-        "first": _drafter(networks.first),
-        "second": _drafter(networks.second),
+        "first": _drafter(networks.first, target, networks),
+        "second": _drafter(networks.second, target, networks),
         "device": device_name(target.device),
-        "processor": _processor(),
+        "processor": processor(),
         "dtype": str(target.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "passes": type(target.run).__name__,
+        "pass": type(target.run).__name__,
         "versions": {package: version(package) for package in ("torch", "transformers")},
     }
 
@@ -109,15 +109,18 @@ def _shape(config: Any) -> dict[str, object]:
 _NOT_SHAPE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 
 
-def _drafter(network: DraftNetwork | None) -> str | None:
+def _drafter(
+    network: DraftNetwork | None, target: HFTarget, networks: Networks
+) -> list[str] | None:
     if network is None:
         return None
     parts = {part.name: getattr(network.config, part.name) for part in fields(network.config)}
     del parts["temperatures"]
-    return _digest({**parts, "network": _shape(network.config.network)})
+    digest = _digest({**parts, "network": _shape(network.config.network)})
+    return [digest, type(networks.passes.of(network, target)).__name__]
 
 
-def _processor() -> str:
+def processor() -> str:
     """The CPU's model, where the system tells it: a cache may be shared between machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
