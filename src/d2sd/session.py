@@ -20,9 +20,11 @@ from d2sd.networks import Networks, check_fit, load_networks
 from d2sd.precision import automatic_dtype
 from d2sd.provenance import provenance
 from d2sd.stages import Stage, untimed
+from d2sd.target.compiled import CompiledPass
 from d2sd.target.hf import HFTarget
 from d2sd.target.load import load_model
 from d2sd.tuning.measure import QUICK, SEED, Hear, Scope, measure_costs
+from d2sd.tuning.packages import Compilable, use_compiled
 from d2sd.tuning.store import Key, StoredCosts, cost_key, store_costs, stored_costs
 from d2sd.wording import Message as Message
 from d2sd.wording import chat_ids, check_ids, end_tokens, raw_ids
@@ -43,7 +45,8 @@ class ModelChoice:
 
     Automatic drafters are the ones that d2sd ships for the model; the automatic device is the GPU
     where there is one; the automatic dtype is bfloat16 on a GPU and on a CPU that computes it
-    faster, which is measured (`precision.py`), and float32 on any other.
+    faster, which is measured (`precision.py`), and float32 on any other. `compiled` lets passes
+    run that `d2sd tune` has compiled for these weights on this machine.
     """
 
     model: str = "smollm2-135m"
@@ -51,6 +54,7 @@ class ModelChoice:
     second_drafter: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    compiled: bool = True
 
     def torch_device(self) -> torch.device:
         name = self.device
@@ -99,7 +103,8 @@ class Session:
         """
         if isinstance(policy, str):
             policy = parse_policy(policy)
-        return self.networks.drafter(policy, self.target, temperature, stage=stage)
+        costs = self.costs if policy.needs_costs else None
+        return self.networks.drafter(policy, self.target, temperature, stage, costs)
 
     @cached_property
     def costs(self) -> CostTable:
@@ -118,6 +123,16 @@ class Session:
         except ValueError as error:  # an answer does not need the file
             self.tell(str(error))
         return stored.table
+
+    @property
+    def compilable(self) -> Compilable:
+        """What `d2sd tune` compiles."""
+        return Compilable(self.model, self.target, self.networks)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled passes run."""
+        return isinstance(self.target.run, CompiledPass)
 
     @property
     def cost_key(self) -> Key:
@@ -162,18 +177,19 @@ def open_session(
     """
     wanted = [parse_policy(policy) if isinstance(policy, str) else policy for policy in policies]
     device, dtype = choice.torch_device(), choice.torch_dtype(tell)
-    networks = Networks()
-    if needed := max((policy.proposers for policy in wanted), default=0):
-        first, second = _drafter_paths(choice, needed, tell)
-        networks = load_networks(first, second)
-        if networks.first is None:
-            for policy in wanted:
-                build_drafter(policy, None, None)  # says what is missing before the model loads
+    # also where no policy needs them: a compiled pass is the one that taps layers for them
+    needed = max((policy.proposers for policy in wanted), default=0)
+    networks = load_networks(*_drafter_paths(choice, needed, tell))
+    if networks.first is None:
+        for policy in (policy for policy in wanted if not policy.needs_costs):
+            build_drafter(policy, None, None)  # says what is missing before the model loads
     folder = resolve(choice.model, tell)
     model = load_model(folder, dtype).to(device)
     check_fit(networks, HFTarget(model))
     target = HFTarget(model, networks.taps)
     session = Session(choice.model, model, target, load_tokenizer(folder), networks, tell)
+    if choice.compiled:
+        use_compiled(session.compilable)
     for policy in wanted:
         session.drafter(policy)  # what cannot be built is said before anything is generated
     return session

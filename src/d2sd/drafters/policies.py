@@ -34,6 +34,11 @@ class Policy:
         """How many different proposers it can use: 0, 1 or 2."""
         return _RECIPES[self.name].proposers
 
+    @property
+    def needs_costs(self) -> bool:
+        """Whether it goes by what passes cost here; it drafts with as many proposers as there are."""
+        return self.name == "planned"
+
 
 def parse_policy(text: str) -> Policy:
     """Read `name` or `name:option=value`; more options follow after `:` or `,`.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from d2sd.aot import FEWEST, Marker, compile_program
 from d2sd.target.cache import CacheLayout, TreeCache
 from d2sd.target.exported import export_pass
 from d2sd.target.passes import PassOutput, TargetPass
@@ -16,23 +16,14 @@ from d2sd.tree import TokenTree
 
 BUCKETS = (2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512)
 """Node counts that passes are padded to: each new matrix shape costs time and memory once."""
-FEWEST = 2  # torch.export makes constants of sizes 0 and 1
 
 
 def compile_pass(model: Any, taps: Sequence[int], package: Path) -> None:
     """Write the compiled pass of `model`, weights included, to the file `package`.
 
-    Weights are laid out as this machine multiplies them fastest. Takes a minute or two and a C++
-    compiler. Whatever torch cannot do here it says as an exception of its own.
+    Takes a minute or two and a C++ compiler; what torch cannot do here it says as an exception.
     """
-    program = export_pass(model, taps)
-    package.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = package.with_suffix(".part.pt2")  # a kill leaves no half package
-    on_cpu = model.device.type == "cpu"
-    settings = {"freezing": on_cpu, "cpp.enable_concat_linear": on_cpu}
-    with torch.no_grad(), torch._inductor.config.patch(settings):
-        torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished))
-    unfinished.replace(package)
+    compile_program(export_pass(model, taps), package, model.device)
 
 
 class CompiledPass(TargetPass):
@@ -42,7 +33,7 @@ class CompiledPass(TargetPass):
         self._run = torch._inductor.aoti_load_package(str(package))
         self._layout = layout
         self._inputs: dict[int, _PaddedNodes] = {}
-        self._marker = torch.empty(0, device=layout.device)
+        self._marker = Marker(layout.device)
         # No committed row: two rows of zeros that get no weight. One: it is read twice, and two
         # equal rows have twice the weight of one.
         far = torch.tensor([-torch.inf, 0.5, 1.0], device=layout.device)
@@ -62,7 +53,7 @@ class CompiledPass(TargetPass):
             padded.numbers if with_logits else padded.numbers[:FEWEST],
             keys,
             values,
-            self._context(max(committed, FEWEST)),
+            self._marker(max(committed, FEWEST)),
             self._far[min(committed, 2)],
         )
         cache.write(own_keys[:, :, :nodes], own_values[:, :, :nodes])
@@ -73,12 +64,6 @@ class CompiledPass(TargetPass):
         if size not in self._inputs:
             self._inputs[size] = _PaddedNodes(size, self._layout)
         return self._inputs[size]
-
-    def _context(self, rows: int) -> Tensor:
-        """A tensor of that many rows; only its length is looked at."""
-        if rows > len(self._marker):
-            self._marker = self._marker.new_empty(2 * rows)
-        return self._marker[:rows]
 
 
 def bucket(nodes: int) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from d2sd.target.cascade import two_level
+from d2sd.target.passes import attending
 from d2sd.target.taps import decoder_layers, tapped
 
 SPLIT = "d2sd_split"
@@ -80,17 +80,6 @@ def split_attention(
 AttentionInterface.register(SPLIT, split_attention)
 
 
-@contextmanager
-def attending(config: Any, name: str) -> Iterator[None]:
-    """The model of `config` attends by the named function inside the `with` block."""
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 class ExportedPass(nn.Module):
     """The model's pass as a function of tensors only, which is what torch.export needs."""
 
@@ -101,7 +90,7 @@ class ExportedPass(nn.Module):
         layers = decoder_layers(model.base_model, self.config.num_hidden_layers)
         self._tapped = [layers[tap] for tap in taps]
 
-    def forward(
+    def forward(  # noqa: PLR0913 - a program takes tensors, one by one
         self,
         ids: Int[Tensor, "1 nodes"],
         positions: Int[Tensor, "1 nodes"],

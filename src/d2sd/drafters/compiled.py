@@ -1,0 +1,141 @@
+"""A drafter's passes compiled ahead of time, for any number of rows and any context length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.export import Dim
+
+from d2sd.aot import FEWEST, Marker, compile_program
+from d2sd.drafters.network import DraftNetwork, KeyValues
+from d2sd.drafters.passes import ContextRows, DraftPass, EagerDraftPass, narrowed, scaled
+
+READ, DRAFT = "read.pt2", "draft.pt2"
+ROWS = (2, 4, 6, 8)
+"""Rows that a pass is padded to; more are rounded up to a multiple of 4."""
+READ_ROWS = (2, 4, 8, 16)
+"""Rows of features that a reading is padded to; longer ones, such as prompts, are left to eager."""
+
+
+class Drafting(nn.Module):
+    """One pass as a function of tensors only, which is what torch.export needs."""
+
+    def __init__(self, network: DraftNetwork, head: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.head = narrowed(head, network.draft_ids)
+
+    def forward(
+        self,
+        embeds: Float[Tensor, "rows block hidden"],
+        asked: Int[Tensor, " asked"],
+        keys: Float[Tensor, "layers kv_heads capacity dim"],
+        values: Float[Tensor, "layers kv_heads capacity dim"],
+        context: Float[Tensor, " context"],
+    ) -> Float[Tensor, "asked draft_vocab"]:
+        """Undivided float32 logits at the `asked` places; `context` counts by its length."""
+        rows, block, _ = embeds.shape
+        length = context.shape[0]
+        positions = length + torch.arange(block, device=embeds.device)
+        both = zip(keys[:, None, :, :length], values[:, None, :, :length], strict=True)
+        layers = [KeyValues(*layer) for layer in both]
+        hidden = self.network(embeds[None], positions.expand(1, rows, block), layers)
+        return scaled(self.head(hidden.flatten(0, 2)[asked]).float(), self.network.config)
+
+
+class Reading(nn.Module):
+    """Keys and values of new context rows, as a function of tensors only."""
+
+    def __init__(self, network: DraftNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, features: Float[Tensor, "rows taps hidden"], positions: Int[Tensor, " rows"]
+    ) -> tuple[Tensor, Tensor]:
+        """Both [layers, kv_heads, rows, dim]."""
+        layers = self.network.read(features[None], positions[None])
+        keys, values = zip(*((layer.keys[0], layer.values[0]) for layer in layers), strict=True)
+        return torch.stack(keys), torch.stack(values)
+
+
+def compile_draft(network: DraftNetwork, head: nn.Module, folder: Path) -> None:
+    """Write both compiled passes of `network` to `folder`.
+
+    Takes some seconds and a C++ compiler; what torch cannot do here it says as an exception.
+    """
+    config, auto = network.config, Dim.AUTO
+    device, dtype = network.fc.weight.device, network.fc.weight.dtype
+    rows = ContextRows(config, dtype, device, capacity=32)
+    embeds = torch.zeros(3, config.block_size, config.hidden_size, dtype=dtype, device=device)
+    asked = torch.arange(7, device=device)
+    context = torch.empty(11, device=device)
+    example = (embeds, asked, rows.keys, rows.values, context)
+    free = ({0: auto, 1: auto}, {0: auto}, {2: auto}, {2: auto}, {0: auto})
+    with torch.no_grad():
+        program = torch.export.export(
+            Drafting(network, head), example, dynamic_shapes=free, strict=False
+        )
+        compile_program(program, folder / DRAFT, device)
+        features = embeds.new_zeros(5, len(config.taps), config.hidden_size)
+        program = torch.export.export(
+            Reading(network),
+            (features, torch.arange(5, device=device)),
+            dynamic_shapes=({0: auto}, {0: auto}),
+            strict=False,
+        )
+        compile_program(program, folder / READ, device)
+
+
+def is_compiled(folder: Path) -> bool:
+    """Whether `compile_draft` has finished in `folder`."""
+    return (folder / READ).exists() and (folder / DRAFT).exists()
+
+
+class CompiledDraftPass(DraftPass):
+    """Runs what `compile_draft` wrote; the first two rows of a context, and prompts, by `eager`."""
+
+    def __init__(self, folder: Path, eager: EagerDraftPass) -> None:
+        self._draft = torch._inductor.aoti_load_package(str(folder / DRAFT))
+        self._read = torch._inductor.aoti_load_package(str(folder / READ))
+        self._eager = eager
+        self._marker = Marker(eager.device)
+
+    def read(self, features: Float[Tensor, "rows taps hidden"], context: ContextRows) -> None:
+        count, start = len(features), context.length
+        if count > READ_ROWS[-1]:
+            self._eager.read(features, context)
+            return
+        size = next(size for size in READ_ROWS if size >= count)
+        padded = torch.zeros(
+            size, *features.shape[1:], dtype=context.keys.dtype, device=features.device
+        )
+        padded[:count] = features
+        positions = torch.arange(start, start + size, device=features.device)
+        own_keys, own_values = self._read(padded, positions)
+        keys, values = context.extended(count)
+        keys.copy_(own_keys[:, :, :count])
+        values.copy_(own_values[:, :, :count])
+
+    def __call__(
+        self,
+        ids: Int[Tensor, "rows block"],
+        asked: Int[Tensor, " asked"],
+        divisors: Float[Tensor, " asked"],
+        context: ContextRows,
+    ) -> Float[Tensor, "asked draft_vocab"]:
+        if context.length < FEWEST:
+            return self._eager(ids, asked, divisors, context)
+        rows, block = ids.shape
+        size = next((size for size in ROWS if size >= rows), -(-rows // 4) * 4)
+        embeds = self._eager.embeds(ids, context.keys.dtype)
+        if rows < size:
+            embeds = nn.functional.pad(embeds, (0, 0, 0, 0, 0, size - rows))
+        wanted = nn.functional.pad(asked, (0, size * (block - 1) - len(asked)))
+        logits = self._draft(
+            embeds, wanted, context.keys, context.values, self._marker(context.length)
+        )
+        return logits[: len(asked)].div_(divisors[:, None])
