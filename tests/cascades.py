@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,8 +40,12 @@ class Case:
 
     @property
     def rows(self) -> TreeRows:
-        own = tree_mask(self.tree, 0, self.query.dtype)
+        own = tree_mask(self.tree, 0, self.query.dtype, self.query.device)
         return TreeRows(own, self.committed, self.query.shape[1] // self.keys.shape[1])
+
+    def on(self, device: str) -> Case:
+        moved = {name: getattr(self, name).to(device) for name in ("query", "keys", "values")}
+        return replace(self, **moved)
 
     def levels(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Keys and values of the context, then keys and values of the nodes."""

@@ -72,7 +72,7 @@ def cascade(
         "width": width,
         "value_width": value_width,
         "row_block": block,
-        "column_block": _columns(width, query.dtype),
+        "column_block": column_block(width, query.dtype),
         "width_block": _padded(width),
         "value_block": _padded(value_width),
     }
@@ -96,7 +96,7 @@ def part_count(capacity: int, programs: int) -> int:
     return max(1, min(useful, triton.cdiv(ENOUGH_PROGRAMS, programs)))
 
 
-def _columns(width: int, dtype: torch.dtype) -> int:
+def column_block(width: int, dtype: torch.dtype) -> int:
     """As many columns at a time as the memory of a multiprocessor holds with room to spare."""
     if dtype.itemsize == 2:
         return MOST_COLUMNS
