@@ -27,6 +27,7 @@ COMMANDS = (
     "trace",
     "bench",
     "verify",
+    "tune",
     "train",
     "regenerate",
     "evaluate",
