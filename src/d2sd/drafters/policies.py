@@ -36,7 +36,7 @@ class Policy:
 
     @property
     def needs_costs(self) -> bool:
-        """Whether it goes by what passes cost here; it drafts with as many proposers as there are."""
+        """Whether it goes by what passes cost here; it does with the proposers there are."""
         return self.name == "planned"
 
 
