@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from d2sd.drafters.best_first import RankedPaths, Slot
 from d2sd.drafters.ngram import Copy
-from d2sd.drafters.planner import HitRates, Opinion
+from d2sd.drafters.planner import HitRates
 
 UNLIKELY = 0.01
 """A copy is followed for as long as it is more probable than this."""
@@ -14,60 +14,62 @@ UNLIKELY = 0.01
 
 @dataclass(frozen=True)
 class Spliced:
-    """Slots that hold a copy, and what the passes said of each copied token."""
+    """Slots that hold a copy, and the passes' probability of each copied token, where they say."""
 
     start: Slot | None
-    opinions: tuple[Opinion, ...]
+    opinions: tuple[float | None, ...]
 
 
 def spliced(start: Slot | None, copy: Copy, hits: HitRates) -> Spliced:
-    """The slots from `start` on, with every copied token at least as probable as its hit rate.
+    """The slots from `start` on, with every copied token as probable as hits of its kind were.
 
     Only the copy's own path changes: what a token gains there, the others of its slot lose in
-    proportion. `start` itself is left as it is.
+    proportion, and the other way round. `start` itself is left as it is.
     """
-    opinions: list[Opinion] = []
+    opinions: list[float | None] = []
     made: list[Slot] = []
     slot, reach = start, 1.0
     for depth, token in enumerate(copy.tokens):
         opinion = _opinion(slot, token)
-        chance = hits.rate(copy.matched + depth, opinion)
+        chance = hits.chance(copy.matched + depth, opinion)
         if slot is None:
             made.append(Slot([token], [chance], "ngram", None))
         else:
-            made.append(_raised(slot, token, chance))
-            chance = made[-1].probs[made[-1].tokens.index(token)]
+            made.append(_changed(slot, token, opinion or 0.0, chance))
             slot = slot.redrafted.get(token, slot.rest)
         opinions.append(opinion)
         reach *= chance
         if reach < UNLIKELY:
             break
-    if not made:
-        return Spliced(start, ())
     if slot is not None:
         made.append(slot)
     for token, before, after in zip(copy.tokens, made, made[1:], strict=False):
         before.redrafted[token] = after
-    return Spliced(made[0], tuple(opinions))
+    return Spliced(made[0] if made else None, tuple(opinions))
 
 
-def _opinion(slot: Slot | None, token: int) -> Opinion:
+def _opinion(slot: Slot | None, token: int) -> float | None:
     if slot is None:
-        return Opinion.NONE
-    return Opinion.SAME if slot.tokens[0] == token else Opinion.OTHER
+        return None
+    return slot.probs[slot.tokens.index(token)] if token in slot.tokens else 0.0
 
 
-def _raised(slot: Slot, token: int, chance: float) -> Slot:
-    """`slot` with `token` at least as probable as `chance`."""
-    pairs = dict(zip(slot.tokens, slot.probs, strict=True))
-    own = pairs.pop(token, 0.0)
-    raised = max(own, chance)
-    left = (1 - raised) / (1 - own) if own < 1 else 0.0
-    place = sum(left * prob >= raised for prob in pairs.values())
-    tokens, probs = list(pairs), [left * prob for prob in pairs.values()]
-    tokens.insert(place, token)
-    probs.insert(place, raised)
-    return replace(slot, tokens=tokens, probs=probs, redrafted=dict(slot.redrafted))
+def _changed(slot: Slot, token: int, before: float, after: float) -> Slot:
+    """`slot` with `token` of the probability `after` in place of `before`."""
+    left = (1 - after) / (1 - before) if before < 1 else 0.0
+    others = [
+        (other, left * prob)
+        for other, prob in zip(slot.tokens, slot.probs, strict=True)
+        if other != token
+    ]
+    place = sum(prob >= after for _, prob in others)
+    others.insert(place, (token, after))
+    return replace(
+        slot,
+        tokens=[other for other, _ in others],
+        probs=[prob for _, prob in others],
+        redrafted=dict(slot.redrafted),
+    )
 
 
 def named(paths: RankedPaths, copy: Copy, start: Slot | None) -> RankedPaths:

@@ -15,7 +15,6 @@ from d2sd.drafters.planner import (
     LONGEST,
     Choice,
     Estimates,
-    Opinion,
     best_budget,
     second_rows,
 )
@@ -186,13 +185,9 @@ class PlannedDrafter(Drafter):
         self._estimates.probes.elapsed += passes + seconds
 
     def _learn_hits(self, last: _Step, emitted: Sequence[int]) -> None:
-        hits = self._estimates.hits
         pairs = zip(last.copy.tokens, emitted, last.option.opinions, strict=False)
         for depth, (token, truth, opinion) in enumerate(pairs):
-            matched = last.copy.matched + depth
-            hits.add(matched, Opinion.NONE, token == truth)
-            if opinion is not Opinion.NONE:
-                hits.add(matched, opinion, token == truth)
+            self._estimates.hits.add(last.copy.matched + depth, opinion, token == truth)
             if token != truth:
                 return
 
@@ -222,7 +217,7 @@ class _Option:
     start: Slot | None
     paths: RankedPaths
     choice: Choice
-    opinions: tuple[Opinion, ...]
+    opinions: tuple[float | None, ...]
 
     @property
     def predicted(self) -> float:
