@@ -92,13 +92,13 @@ def test_far_weighs_the_context():
     torch.testing.assert_close(result, case.expected())
 
 
-def test_the_way_is_chosen_by_the_length_of_the_context(monkeypatch):
+def test_the_way_is_chosen_by_the_size_of_the_mask(monkeypatch):
     case = random_case(HEADS["GQA"], 5, 17, torch.float32)
     one, two = in_one_level(case), in_two_levels(case)
     assert not torch.equal(one, two), "the two round differently, so they can be told apart"
-    monkeypatch.setattr(cascade, "CASCADE_FROM", 17)
+    monkeypatch.setattr(cascade, "CASCADE_FROM", 5 * 17)
     assert torch.equal(as_chosen(case), two)
-    monkeypatch.setattr(cascade, "CASCADE_FROM", 18)
+    monkeypatch.setattr(cascade, "CASCADE_FROM", 5 * 17 + 1)
     assert torch.equal(as_chosen(case), one)
 
 

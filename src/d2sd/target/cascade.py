@@ -21,11 +21,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 HALF = (torch.float16, torch.bfloat16)
 
-CASCADE_FROM = 4096
-"""Committed rows from which a CPU is faster with two levels than with one masked call.
+CASCADE_FROM = 1 << 17
+"""Nodes times committed rows from which a CPU is faster with two levels than with one masked call.
 
-Measured by `docs/results/attention.py`: two calls and a merge cost a fixed time more, the mask a
-time that grows with the context.
+Two calls and a merge cost a fixed time more, reading the mask a time that grows with its entries.
+`docs/results/attention.py` measures both; with 48 nodes this is a context of 2 731 rows.
 """
 
 WORD = 64
@@ -152,7 +152,7 @@ def tree_attention(
 
         seen = gpu.Seen(rows.length, rows.words)
         return gpu.cascade(query, gpu.Level(*context), gpu.Level(*own), seen, scale)
-    if committed < CASCADE_FROM:
+    if committed * query.shape[2] < CASCADE_FROM:
         return one_level(query, keys, values, rows, scale)
     return two_level(query, *context, *own, rows.mask, scale)
 
