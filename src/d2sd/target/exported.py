@@ -31,7 +31,7 @@ class SplitRows(NamedTuple):
 class SplitCache(Cache):
     """Stands in for the model's cache: shows the context and keeps what the pass adds."""
 
-    def __init__(self, keys: Tensor, values: Tensor, rows: int, far: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, rows: int | torch.SymInt, far: Tensor) -> None:
         super().__init__(layers=[])
         self._keys, self._values = keys, values
         self._rows, self._far = rows, far
@@ -53,7 +53,7 @@ class SplitCache(Cache):
     def __len__(self) -> int:
         return len(self._keys)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int | torch.SymInt:
         return self._rows
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
