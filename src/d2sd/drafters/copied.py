@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from d2sd.drafters.best_first import RankedPaths, Slot
+from d2sd.drafters.hits import HitRates
 from d2sd.drafters.ngram import Copy
-from d2sd.drafters.planner import HitRates
 
 UNLIKELY = 0.01
 """A copy is followed for as long as it is more probable than this."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from d2sd.costs import CostTable
 from d2sd.drafters.best_first import FEW, RankedPaths, RankedRow, Slot, ranked_paths, ranked_rows
 from d2sd.drafters.copied import named, spliced
+from d2sd.drafters.hits import LONGEST
 from d2sd.drafters.merged import merged_slots, second_source, weighed_anchors
 from d2sd.drafters.ngram import Copy, Ngrams
 from d2sd.drafters.planner import (
-    LONGEST,
     Choice,
     Estimates,
     best_budget,

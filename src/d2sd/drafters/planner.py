@@ -8,9 +8,10 @@ functions of gains in tokens, of seconds and of that rate.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from d2sd.drafters.hits import Average, HitRates
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,6 @@ def second_rows(
 
 
 @dataclass(slots=True)
-class Average:
-    """What a unit gave of late: two sums that forget, with `memory` additions in mind.
-
-    What it is created with is the prior: `units` of them worth `total`.
-    """
-
-    total: float
-    units: float
-    memory: int = 32
-
-    def add(self, total: float, units: float = 1.0) -> None:
-        kept = 1 - 1 / self.memory
-        self.total = kept * self.total + total
-        self.units = kept * self.units + units
-
-    @property
-    def value(self) -> float:
-        return self.total / self.units
-
-    def within(self, least: float, most: float) -> float:
-        return min(max(self.total / self.units, least), most)
-
-
-@dataclass(slots=True)
 class Probes:
     """Time for trying what does not seem to pay: never more than `share` of all time so far."""
 
@@ -96,53 +73,6 @@ class Probes:
             return False
         self.spent += seconds
         return True
-
-
-LONGEST = 16
-"""Suffixes that match for longer are as good as this."""
-
-
-class HitRates:
-    """How often a copied token is right: alone, and where a pass has an opinion of it.
-
-    Alone by how long its suffix matched. The prior's shape is that of SmolLM2's greedy answers:
-    26 % after one matching token, 59 % after two, 71 % after four, 83 % after eight, 98 % after
-    sixteen. With a pass, the log-odds of that rate and of the pass's probability are weighed, by
-    a logistic regression that goes on learning. Its first weights are fitted to the same answers:
-    there the copy says more than the pass.
-    """
-
-    def __init__(self, weight: float = 4.0, memory: int = 64, step: float = 0.1) -> None:
-        rates = [1 - 0.75 * length**-0.8 for length in range(1, LONGEST + 1)]
-        self._rates = [Average(weight * rate, weight, memory) for rate in rates]
-        self._weights = (0.3, 1.1, 0.5)
-        self._step = step
-
-    def chance(self, matched: int, opinion: float | None = None) -> float:
-        """Of a token after `matched` matching ones that a pass gives probability `opinion`."""
-        rate = self._rates[min(matched, LONGEST) - 1].value
-        return rate if opinion is None else self._weighed(_log_odds(opinion), _log_odds(rate))
-
-    def add(self, matched: int, opinion: float | None, hit: bool) -> None:
-        rates = self._rates[min(matched, LONGEST) - 1]
-        if opinion is not None:
-            self._learn(_log_odds(opinion), _log_odds(rates.value), hit)
-        rates.add(float(hit))
-
-    def _weighed(self, opinion: float, rate: float) -> float:
-        by_opinion, by_rate, offset = self._weights
-        return 1 / (1 + math.exp(-(by_opinion * opinion + by_rate * rate + offset)))
-
-    def _learn(self, opinion: float, rate: float, hit: bool) -> None:
-        wrong = self._weighed(opinion, rate) - hit
-        slide = self._step * wrong / (2 + opinion**2 + rate**2)
-        by_opinion, by_rate, offset = self._weights
-        self._weights = (by_opinion - slide * opinion, by_rate - slide * rate, offset - slide)
-
-
-def _log_odds(chance: float) -> float:
-    bounded = min(max(chance, 0.002), 0.998)
-    return math.log(bounded / (1 - bounded))
 
 
 LEVELS = (0.5, 2.0, 4.0)
