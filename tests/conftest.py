@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from d2sd import precision
 from d2sd.models.resolve import ModelUnavailableError, resolve
 
 # a shell that runs us in the background has switched Ctrl-C off; the tests of it need it on
@@ -40,6 +41,14 @@ def tiny_model(architecture: str, **changes):
         torch.manual_seed(7)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_measured_dtype():
+    """The dtype "auto" is float32 in the tests, however fast this machine is in bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "bfloat16_gain", lambda threads: 1.0)
+        yield
 
 
 @pytest.fixture(scope="session")

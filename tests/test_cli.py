@@ -13,7 +13,7 @@ import time
 import pytest
 from rich.console import Console
 
-from d2sd import __version__
+from d2sd import __version__, precision
 from d2sd.cli import run
 from d2sd.decode import Step
 from d2sd.generate import Piece
@@ -79,7 +79,10 @@ def test_json_is_the_only_thing_on_standard_output(d2sd) -> None:
     assert values["finish_reason"] == "length"
     assert values["new_tokens"] == len(values["token_ids"]) == 12
     assert values["acceptance_length"] == 12 / values["steps"]
-    assert values["stages"].keys() == {"prefill", "draft", "score", "verify", "commit"}
+    named = {"prefill", "draft", "draft 1", "draft 2", "score", "verify", "commit"}
+    assert values["stages"].keys() == named
+    assert values["split"]["steps"] == values["steps"]
+    assert sum(values["split"]["seconds"].values()) == pytest.approx(values["seconds"])
     assert (values["dtype"], values["device"]) == ("float32", "cpu")
 
 
@@ -102,6 +105,33 @@ def test_text_is_on_standard_output_and_figures_beside_it(d2sd) -> None:
     assert "acceptance length" in notes
     assert "12 tokens in" in notes
     assert "cut at the length limit" in notes
+
+
+def test_stages_show_where_a_step_takes_its_time(d2sd) -> None:
+    line = f"generate hello {ON_TINY} --max-new-tokens 12"
+    code, _, notes = d2sd(f"{line} --stages")
+    assert code == 0
+    parts = ["draft 1", "plan", "draft 2", "score", "verify", "commit", "other", "all"]
+    rows = [row for row in notes.splitlines() if row.startswith(tuple(parts))]
+    assert [row.split("  ")[0].strip() for row in rows] == parts
+    assert float(rows[-1].split()[-1]) == 100.0
+    assert sum(float(row.split()[-1]) for row in rows[:-1]) == pytest.approx(100, abs=0.5)
+    assert "outside the passes" in notes
+    assert "draft 2" not in d2sd(line)[2]
+
+
+def test_the_choice_of_a_number_type_is_said(d2sd, monkeypatch) -> None:
+    line = "--model {target} --policy none --max-new-tokens 2 --device cpu"
+    code, out, notes = d2sd(f"generate hello {line} --json")
+    assert (code, json.loads(out)["dtype"]) == (0, "float32")
+    assert "float32: bfloat16 is 1.0 times as fast here" in notes
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda threads: 2.1)
+    code, out, notes = d2sd(f"generate hello {line} --json")
+    assert (code, json.loads(out)["dtype"]) == (0, "bfloat16")
+    assert "bfloat16: 2.1 times as fast as float32 here" in notes
+    assert "times as fast" not in d2sd(f"generate hello {line} --dtype float32 --json")[2]
+    code, out, notes = d2sd(f"verify {line} --prompts {{prompts}} --json")
+    assert (code, json.loads(out)["run"]["dtype"]) == (0, "float32")  # the stricter check
 
 
 def test_sampling_options_reach_the_draws(d2sd) -> None:
@@ -237,6 +267,16 @@ def test_bench_prints_what_the_issue_promises(d2sd) -> None:
         }
         assert row["identical_to_none"] is True
     assert 0 < values["policies"]["best-first:budget=8"]["nodes_per_step"] <= 8
+    assert list(values["splits"]) == policies.split(",")
+    for name, split in values["splits"].items():
+        assert split["steps"] == values["policies"][name]["steps"]
+        assert sum(split["seconds"].values()) == pytest.approx(split["total"])
+        assert min(split["seconds"].values()) >= 0
+        assert 0 < split["overhead"] < 1
+    with_passes = {name for name, split in values["splits"].items() if split["seconds"]["draft 1"]}
+    assert with_passes == {"dual:branches=2", "best-first:budget=8"}
+    assert values["splits"]["dual:branches=2"]["seconds"]["draft 2"] > 0
+    assert values["splits"]["best-first:budget=8"]["seconds"]["draft 2"] == 0
     assert values["run"].keys() >= {"command", "commit", "versions", "device", "dtype", "seed"}
 
 
@@ -245,8 +285,9 @@ def test_bench_prints_a_table_for_people(d2sd) -> None:
         "bench --model {target} --prompts {prompts} --limit 1 --max-new-tokens 8 --policies ngram"
     )
     assert code == 0
-    [row] = [line for line in out.splitlines() if line.startswith("ngram")]
+    row, split = (line for line in out.splitlines() if line.startswith("ngram"))
     assert row.endswith("?")  # nothing to compare with
+    assert split.rstrip().endswith("%")  # of a step is outside the passes
     assert "1 prompts, 8 tokens" in out
 
 

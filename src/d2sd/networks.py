@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
+from d2sd.costs import CostTable
 from d2sd.drafters.checkpoint import load_network
 from d2sd.drafters.network import DraftNetwork
+from d2sd.drafters.passes import DraftPass, EagerDraftPass
 from d2sd.drafters.policies import Policy, build_drafter, parse_policy
-from d2sd.drafters.proposer import NetworkProposer
+from d2sd.drafters.proposer import NetworkProposer, Proposer
+from d2sd.drafters.timed import TimedProposer
 from d2sd.interfaces import Drafter
+from d2sd.stages import Stage, untimed
 from d2sd.target.hf import HFTarget
 
 
@@ -21,6 +26,24 @@ class Proposers:
     second: NetworkProposer | None
 
 
+class DraftPasses:
+    """How networks are run for a target: one pass for each, shared by all sequences."""
+
+    def __init__(self) -> None:
+        self._passes: WeakKeyDictionary[HFTarget, dict[int, DraftPass]] = WeakKeyDictionary()
+
+    def of(self, network: DraftNetwork, target: HFTarget) -> DraftPass:
+        """The pass that was set, or the network itself."""
+        made = self._passes.setdefault(target, {})
+        if id(network) not in made:
+            made[id(network)] = EagerDraftPass(network, target.embed, target.head)
+        return made[id(network)]
+
+    def set(self, network: DraftNetwork, target: HFTarget, run: DraftPass) -> None:
+        """Let proposers made from now on run `network` by `run`."""
+        self._passes.setdefault(target, {})[id(network)] = run
+
+
 @dataclass(frozen=True)
 class Networks:
     """The drafter networks of both passes; one network may serve both."""
@@ -29,6 +52,7 @@ class Networks:
     second: DraftNetwork | None = None
     first_name: str = "the first drafter"
     second_name: str = "the second drafter"
+    passes: DraftPasses = field(default_factory=DraftPasses, compare=False, repr=False)
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -36,20 +60,40 @@ class Networks:
         wanted = [tap for net in (self.first, self.second) if net for tap in net.config.taps]
         return tuple(dict.fromkeys(wanted))
 
-    def drafter(self, policy: Policy, target: HFTarget, temperature: float = 0.0) -> Drafter:
+    def drafter(
+        self,
+        policy: Policy,
+        target: HFTarget,
+        temperature: float = 0.0,
+        stage: Stage = untimed,
+        costs: CostTable | None = None,
+    ) -> Drafter:
         """A fresh drafter for one sequence of `target`, whose taps hold all of `taps`.
 
-        `temperature` is the one the target's tokens will be drawn at.
+        `temperature` is the one the target's tokens will be drawn at. The passes are timed as
+        the stages "draft 1" and "draft 2", also where one network serves both. `costs` is what
+        the policy `planned` goes by.
         """
         proposers = self.proposers(target, temperature)
-        return build_drafter(policy, proposers.first, proposers.second)
+        first = _timed(proposers.first, stage, "draft 1")
+        second = _timed(proposers.second, stage, "draft 2")
+        return build_drafter(policy, first, second, costs)
 
     def proposers(self, target: HFTarget, temperature: float = 0.0) -> Proposers:
         """The networks bound to one sequence of `target`; one network gives one proposer."""
-        first = _proposer(self.first, target, temperature)
+        first = self._proposer(self.first, target, temperature)
         if self.second is self.first:
             return Proposers(first, first)
-        return Proposers(first, _proposer(self.second, target, temperature))
+        return Proposers(first, self._proposer(self.second, target, temperature))
+
+    def _proposer(
+        self, network: DraftNetwork | None, target: HFTarget, temperature: float
+    ) -> NetworkProposer | None:
+        if network is None:
+            return None
+        network.to(device=target.device, dtype=target.dtype)
+        run = self.passes.of(network, target)
+        return NetworkProposer(network, target.embed, target.head, target.taps, temperature, run)
 
 
 @dataclass(frozen=True)
@@ -129,10 +173,5 @@ def load_networks(first: str | Path | None, second: str | Path | None) -> Networ
     return Networks(network, load_network(second), *names)
 
 
-def _proposer(
-    network: DraftNetwork | None, target: HFTarget, temperature: float
-) -> NetworkProposer | None:
-    if network is None:
-        return None
-    network.to(device=target.device, dtype=target.dtype)
-    return NetworkProposer(network, target.embed, target.head, target.taps, temperature)
+def _timed(proposer: Proposer | None, stage: Stage, name: str) -> Proposer | None:
+    return None if proposer is None else TimedProposer(proposer, stage, name)

@@ -13,14 +13,51 @@ LogitsProcessor = Callable[[Int[Tensor, "1 length"], Float[Tensor, "1 vocab"]], 
 """Same call as a transformers LogitsProcessor: (all token ids so far, logits) -> logits."""
 
 
+class Noise:
+    """Exponential noise for the tokens still to be emitted: one vector for each position.
+
+    Vectors are drawn in the order of the positions, and a position's vector is given up only when
+    its token is emitted. So a token's noise never depends on what was drafted.
+    """
+
+    def __init__(self) -> None:
+        self._rows: Float[Tensor, "positions vocab"] | None = None
+        self._rng = torch.Generator()
+
+    def ahead(
+        self, positions: int, vocab: int, device: torch.device, seeds: torch.Generator
+    ) -> Float[Tensor, "positions vocab"]:
+        """The vectors of the next `positions` tokens, on `device`; they stay until `emitted`."""
+        rows = self._rows
+        if rows is None or rows.shape[1] != vocab or rows.device != device:
+            seed = int(torch.randint(2**62, (), generator=seeds, device=seeds.device))
+            self._rng = torch.Generator(device).manual_seed(seed)
+            rows = torch.empty(0, vocab, device=device)
+        while len(rows) < positions:
+            # always as many at a time: how a generator fills a tensor depends on its shape
+            more = torch.empty(POSITIONS_AT_A_TIME, vocab, device=device)
+            rows = torch.cat([rows, more.exponential_(generator=self._rng)])
+        self._rows = rows
+        return rows[:positions]
+
+    def emitted(self, tokens: int) -> None:
+        """The next `tokens` positions have their tokens now."""
+        if self._rows is not None:
+            self._rows = self._rows[tokens:]
+
+
+POSITIONS_AT_A_TIME = 16
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Temperature 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch a filter off.
 
     `processors` are applied first, at every visited node, with the exact token history of that
-    node, so penalties and grammar masks mean what they mean in plain decoding. The generator is
+    node, so penalties and grammar masks mean what they mean in plain decoding. Randomness is
     consumed once per emitted token whatever the tree, so with equal seeds every policy emits the
-    tokens that plain decoding would.
+    tokens that plain decoding would. `draw` takes it from `rng`, row by row; `draw_all` from
+    `noise`, whose seed comes from `rng`. The two give different tokens of the same law.
     """
 
     temperature: float = 0.0
@@ -29,6 +66,7 @@ class Sampling:
     min_p: float = 0.0
     processors: tuple[LogitsProcessor, ...] = ()
     rng: torch.Generator = field(default_factory=torch.Generator)
+    noise: Noise = field(default_factory=Noise, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -44,9 +82,26 @@ class Sampling:
         """The target's own draw after `history` (prompt, emitted tokens, anchor included)."""
         logits = self._processed(logits, history)
         if self.temperature == 0:
-            return int(logits.argmax())
+            return int(favourites(logits))
         probs = filtered(logits.float() / self.temperature, self).cpu()
         return int(torch.multinomial(probs, 1, generator=self.rng))
+
+    def draw_all(
+        self, logits: Float[Tensor, "nodes vocab"], depths: Sequence[int]
+    ) -> Int[Tensor, " nodes"]:
+        """The target's own draw at every node, were it visited; nothing leaves the device.
+
+        `depths[n]` says how many tokens node n stands after the next one to be emitted: nodes of
+        one depth share their noise, and `noise.emitted` must be told how many of the draws came
+        to be emitted. The draw is the first arrival in a race, argmax p / q with q ~ Exp(1),
+        which is what torch.multinomial does too. Processors need histories: use `draw`.
+        """
+        assert not self.processors
+        if self.temperature == 0:
+            return favourites(logits)
+        probs = filtered(logits.float() / self.temperature, self)
+        noise = self.noise.ahead(max(depths) + 1, logits.shape[1], logits.device, self.rng)
+        return (probs / noise[_uploaded(depths, logits.device)]).argmax(-1)
 
     def _processed(
         self, logits: Float[Tensor, " vocab"], history: Sequence[int]
@@ -58,6 +113,19 @@ class Sampling:
         for process in self.processors:
             row = process(ids, row)
         return row[0]
+
+
+def favourites(logits: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
+    """The most probable token of every row; of equals the first, as argmax has it.
+
+    On CPUs torch finds it 3 to 5 times as fast together with its value.
+    """
+    return logits.max(-1).indices
+
+
+def _uploaded(values: Sequence[int], device: torch.device) -> Int[Tensor, " values"]:
+    """A tensor on `device`; the host does not wait for the copy, as it would without pinning."""
+    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def filtered(

@@ -18,6 +18,7 @@ from d2sd.generate import Generation, Request, generate
 from d2sd.interfaces import Drafter
 from d2sd.sampling import Sampling
 from d2sd.session import Message, Session
+from d2sd.stages import Split, Stage, Stages, split, untimed
 
 WARM_UP_TOKENS = 16
 
@@ -62,10 +63,11 @@ class Figures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every policy's figures under the name it was given by."""
+    """Every policy's figures, and where its steps' time went, under the name it was given by."""
 
     prompts: int
     policies: dict[str, Figures]
+    splits: dict[str, Split]
 
 
 def measure(
@@ -83,25 +85,35 @@ def measure(
     if len(set(names)) < len(names):
         raise ValueError(f"the policies {', '.join(names)} name one twice; give each once")
     temperature = workload.sampling.temperature
-    drafters = {policy.text: session.drafter(policy, temperature) for policy in policies}
+    stages = {name: Stages(session.target.device) for name in names}
+    drafters = {
+        policy.text: session.drafter(policy, temperature, stages[policy.text])
+        for policy in policies
+    }
     answers: dict[str, list[list[Generation]]] = {name: [] for name in names}
     warm_up = replace(workload, max_new_tokens=WARM_UP_TOKENS)
     for name in names:
         list(conversation(session, drafters[name], warm_up, 0))
+        stages[name].forget()
     for number in range(len(workload.prompts)):
         for name in _rotated(names, number):
-            turns = conversation(session, drafters[name], workload, number)
+            turns = conversation(session, drafters[name], workload, number, stages[name])
             answers[name].append([turn.answer for turn in turns])
         on_prompt(number + 1)
     baseline = next((answers[policy.text] for policy in policies if policy.name == "none"), None)
     return Comparison(
         len(workload.prompts),
         {name: figures(answers[name], baseline) for name in names},
+        {name: steps_split(answers[name], stages[name]) for name in names},
     )
 
 
 def conversation(
-    session: Session, drafter: Drafter, workload: Workload, number: int
+    session: Session,
+    drafter: Drafter,
+    workload: Workload,
+    number: int,
+    stage: Stage = untimed,
 ) -> Iterator[Turn]:
     """Answer the turns of prompt `number`; the model's own answers are fed back."""
     prompt = workload.prompts[number]
@@ -117,7 +129,7 @@ def conversation(
         if turn == 0:
             session.target.prefill(request.prompt[:1])  # empties the cache: one token is no row
         try:
-            answer = generate(session.target, drafter, request, session.tokenizer)
+            answer = generate(session.target, drafter, request, session.tokenizer, stage)
         except ValueError as error:
             raise ValueError(f"prompt {prompt.id}: {error}") from error
         yield Turn(request, answer)
@@ -145,6 +157,13 @@ def figures(
         if baseline is None
         else speed / _speed([answer for turns in baseline for answer in turns]),
     )
+
+
+def steps_split(answers: Sequence[Sequence[Generation]], stages: Stages) -> Split:
+    """Where the time of all steps went that gave `answers` and were timed by `stages`."""
+    everything = [answer for turns in answers for answer in turns]
+    total = sum(answer.seconds for answer in everything)
+    return split(stages.seconds, total, sum(answer.steps for answer in everything))
 
 
 def _tokens(answers: Sequence[Generation]) -> int:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from d2sd.cli.tables import split_json
 from d2sd.cli.terminal import notes
 from d2sd.drafters.policies import Policy
 from d2sd.generate import Generation, Request, generate
 from d2sd.session import Session
-from d2sd.stages import Stages
+from d2sd.stages import Split, Stages, split
 
 WARM_UP_TOKENS = 8
 
@@ -22,6 +23,11 @@ class Answer:
 
     generation: Generation
     stages: dict[str, float]
+
+    @property
+    def split(self) -> Split:
+        """Where the time of its steps went."""
+        return split(self.stages, self.generation.seconds, self.generation.steps)
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,13 @@ def answer(
     stages = Stages(session.target.device)
     generation = generate(
         session.target,
-        session.drafter(policy, request.sampling.temperature),
+        session.drafter(policy, request.sampling.temperature, stages),
         request,
         session.tokenizer,
         stages,
         on_piece=lambda piece: on_text(piece.text) and None,
     )
-    return Answer(generation, dict(stages.seconds))
+    return Answer(generation, stages.seconds)
 
 
 def warm_up(session: Session, policy: Policy | str, request: Request) -> None:
@@ -87,6 +93,7 @@ def as_json(
         "seconds": generation.seconds,
         "prefill_seconds": generation.prefill_seconds,
         "stages": ours.stages,
+        "split": split_json(ours.split),
         "policy": policy.text,
         "model": session.name,
         "dtype": str(session.target.dtype).removeprefix("torch."),
@@ -117,7 +124,7 @@ def print_summary(session: Session, policy: Policy, ours: Answer, gained: Gain |
         f"{str(session.target.dtype).removeprefix('torch.')} on {session.target.device}",
     ]
     notes.print("\n" + " · ".join(figures))
-    notes.print(stage_line(ours.stages), style="dim")
+    notes.print(time_line(ours), style="dim")
     if generation.finish_reason == "length":
         notes.print("cut at the length limit (--max-new-tokens)", style="dim")
     if gained is not None:
@@ -128,9 +135,12 @@ def print_summary(session: Session, policy: Policy, ours: Answer, gained: Gain |
         )
 
 
-def stage_line(stages: dict[str, float]) -> str:
-    """Seconds per stage, in the order of a step."""
-    return " · ".join(f"{name} {seconds:.2f} s" for name, seconds in stages.items())
+def time_line(ours: Answer) -> str:
+    """How long the prefill and a step took."""
+    return (
+        f"prefill {ours.generation.prefill_seconds:.2f} s · a step "
+        f"{ours.split.milliseconds():.1f} ms, {ours.split.overhead:.1%} of it outside the passes"
+    )
 
 
 def difference(ours: Generation, plain: Generation) -> str:

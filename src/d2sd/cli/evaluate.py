@@ -115,7 +115,7 @@ def evaluate(
     kept = KeptReplays(partial)
     # a fit that starts from no temperatures can be repeated: what it wrote doesn't change it
     uncalibrated = calibration.uncalibrated or calibration.fit
-    result = evaluated(opened(model, chosen), evaluation, kept, uncalibrated)
+    result = evaluated(opened(model, chosen, exact=True), evaluation, kept, uncalibrated)
     if folders and result.fit:
         write_fit(result.fit, folders)
     _report(result, str(responses), report)

@@ -26,6 +26,9 @@ class ShowOptions:
     compare: Annotated[
         bool, option("--compare", OUTPUT, "Answer once more without drafting and compare both.")
     ] = False
+    stages: Annotated[
+        bool, option("--stages", OUTPUT, "Show which part of a step takes how long.")
+    ] = False
     as_json: Json = False
 
 
@@ -44,6 +47,7 @@ def generate(
     """
     from d2sd.cli import answering
     from d2sd.cli.opening import chosen_policy, opened, prompt_text, request_for, sampling_of
+    from d2sd.cli.tables import print_split
     from d2sd.cli.terminal import print_json, say
 
     policy, draws, text = chosen_policy(drafting), sampling_of(sampling), prompt_text(prompt)
@@ -60,3 +64,5 @@ def generate(
     else:
         say("\n")
         answering.print_summary(session, policy, ours, gained)
+        if show.stages:
+            print_split(ours.split)

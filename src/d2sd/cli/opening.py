@@ -25,16 +25,24 @@ from d2sd.sampling import Sampling
 from d2sd.session import Message, ModelChoice, Session, open_session
 
 
-def opened(options: ModelOptions, policies: Sequence[Policy]) -> Session:
-    """Model, tokenizer and drafters, with notes on standard error about what takes time."""
+def opened(options: ModelOptions, policies: Sequence[Policy], exact: bool = False) -> Session:
+    """Model, tokenizer and drafters, with notes on standard error about what takes time.
+
+    `exact`: figures must not depend on which number type is faster on this machine.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     choice = ModelChoice(
-        options.model, options.drafter, options.second_drafter, options.dtype, options.device
+        options.model,
+        options.drafter,
+        options.second_drafter,
+        options.dtype,
+        options.device,
+        options.compiled,
     )
     waiting = notes.status(f"loading {options.model}") if notes.is_terminal else nullcontext()
     with waiting:
-        return open_session(choice, policies, note)
+        return open_session(choice.exact() if exact else choice, policies, note)
 
 
 def chosen_policy(options: PolicyOptions) -> Policy:

@@ -57,13 +57,18 @@ class ModelOptions:
         option(
             "--dtype",
             MODEL,
-            "float32, bfloat16, or auto: float32 on the CPU and bfloat16 on a GPU.",
+            "float32, bfloat16, or auto: bfloat16 on a GPU and on a CPU where a quick measurement "
+            "finds it faster, else float32. verify and evaluate: float32 on any CPU.",
             "TYPE",
         ),
     ] = "auto"
     device: Annotated[
         str, option("--device", MODEL, "cpu, cuda, or auto: the GPU where there is one.", "NAME")
     ] = "auto"
+    compiled: Annotated[
+        bool,
+        option("--compiled/--eager", MODEL, "Use the passes that d2sd tune compiled, if any."),
+    ] = True
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def source_of(
 def _loaded(
     folder: str, wording: Wording, draws: Draws, drawing: DrawingOptions, target: TargetOptions
 ) -> Source:
-    choice = ModelChoice(target.model, dtype=target.dtype, device=target.device)
+    choice = ModelChoice(target.model, dtype=target.dtype, device=target.device).exact()
     device, dtype = choice.torch_device(), choice.torch_dtype()
     model = load_model(folder, dtype).to(device)
     answerer = BatchedAnswerer(

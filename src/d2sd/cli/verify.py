@@ -32,7 +32,7 @@ def verify(
     from d2sd.cli.terminal import print_json, progress
 
     policy, workload = chosen_policy(drafting), workload_of(prompts, sampling)
-    session = opened(model, [policy])
+    session = opened(model, [policy], exact=True)
     with progress(f"verifying {policy.text}", len(workload.prompts)) as on_prompt:
         verdict = audit(session, policy, workload, on_prompt)
     print_json(audit_json(verdict, session.provenance(workload.seed)))

@@ -1,0 +1,26 @@
+"""A proposer whose passes are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from d2sd.drafters.proposer import Proposal, Proposer
+from d2sd.interfaces import Context
+from d2sd.stages import Stage
+
+
+class TimedProposer(Proposer):
+    """`inner`, every pass of it inside the stage `name`.
+
+    Around the proposer, so that one network that serves both passes can be held twice.
+    """
+
+    def __init__(self, inner: Proposer, stage: Stage, name: str) -> None:
+        self.block_size = inner.block_size
+        self._inner, self._stage, self._name = inner, stage, name
+
+    def propose(
+        self, context: Context, visible: Sequence[tuple[int, ...]], block_size: int | None = None
+    ) -> Proposal:
+        with self._stage(self._name):
+            return self._inner.propose(context, visible, block_size)
