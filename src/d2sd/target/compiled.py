@@ -32,7 +32,7 @@ class CompiledPass(TargetPass):
     def __init__(self, package: Path, layout: CacheLayout) -> None:
         self._run = torch._inductor.aoti_load_package(str(package))
         self._layout = layout
-        self._inputs: dict[int, _PaddedNodes] = {}
+        self._inputs: dict[int, PaddedNodes] = {}
         self._marker = Marker(layout.device)
         # No committed row: two rows of zeros that get no weight. One: it is read twice, and two
         # equal rows have twice the weight of one.
@@ -59,10 +59,10 @@ class CompiledPass(TargetPass):
         cache.write(own_keys[:, :, :nodes], own_values[:, :, :nodes])
         return PassOutput(logits[:nodes] if with_logits else None, features[:nodes])
 
-    def _padded(self, nodes: int) -> _PaddedNodes:
+    def _padded(self, nodes: int) -> PaddedNodes:
         size = bucket(nodes)
         if size not in self._inputs:
-            self._inputs[size] = _PaddedNodes(size, self._layout)
+            self._inputs[size] = PaddedNodes(size, self._layout)
         return self._inputs[size]
 
 
@@ -71,7 +71,7 @@ def bucket(nodes: int) -> int:
     return next((size for size in BUCKETS if size >= nodes), -(-nodes // 128) * 128)
 
 
-class _PaddedNodes:
+class PaddedNodes:
     """A pass's inputs at one size, kept and filled anew for each tree.
 
     Nodes past the tree's own see themselves only and are seen by none.
