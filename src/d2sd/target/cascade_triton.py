@@ -4,7 +4,7 @@ The context is cut into parts that run side by side, each with its own softmax (
 The second launch attends to the nodes' own rows, whose visibility is one bit per pair, and merges
 all parts. The context's length is read on the GPU, so a CUDA graph can be replayed at any length.
 
-Tested on a CPU in Triton's interpreter. Never run on a GPU so far: neither compiled nor timed.
+Tested on a CPU: in Triton's interpreter, and compiled for GPUs. Never run on one so far, nor timed.
 """
 
 from __future__ import annotations
