@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 
 import pytest
@@ -9,8 +8,8 @@ from hypothesis import strategies as st
 from d2sd.drafters.best_first import (
     BestFirstDrafter,
     best_first_tree,
+    fetched_rows,
     linked,
-    ranked_exactly,
     ranked_paths,
     ranked_rows,
 )
@@ -94,40 +93,34 @@ def test_block_size_can_be_chosen():
     assert max(depths) == 3
 
 
-def ranked(proposal, budget):
-    """What `ranked_exactly` asks for; every number of candidates it asked is added to `asked`."""
-    asked = []
-
-    def rank(candidates):
-        asked.append(candidates)
-        [row] = ranked_rows(proposal.top(candidates), [()], ["first"])
-        return ranked_paths(linked(row), budget)
-
-    return rank, asked
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.0, 4.0), st.integers(17, 90), st.integers(1, 90))
-def test_few_candidates_give_the_tree_of_all(seed, scale, vocab, budget):
+def test_fetched_candidates_give_the_tree_of_all(seed, scale, vocab, budget):
     rng = torch.Generator().manual_seed(seed)
     noise = torch.randn(1, 4, vocab, generator=rng).bfloat16().float()  # some are equal
     proposal = Proposal.from_probs((scale * noise).softmax(-1))
-    rank, asked = ranked(proposal, budget)
-    assert dataclasses.replace(ranked_exactly(rank, budget), short=False) == rank(vocab)
-    assert asked[0] == min(budget, 16)
+    [row] = fetched_rows(proposal, [()], ["first"])
+    [whole] = ranked_rows(proposal.top(vocab), [()], ["first"])
+    paths = ranked_paths(linked(row), budget)
+    assert paths.chances == ranked_paths(linked(whole), budget).chances
+    tree = paths.tree(0)
+    assert paths.chances == pytest.approx(chances(tree, proposal.probs[0])[1:])
+    assert len(tree.children) == len(tree) - 1  # no path twice
 
 
 def test_more_candidates_are_fetched_only_where_they_may_matter():
+    flat = torch.full((98,), 1 / 98)
     sharp = torch.tensor([0.5**n for n in range(1, 99)])
-    for probs, needed in [(sharp, [16]), (torch.full((98,), 1 / 98), [16, 40])]:
-        rank, asked = ranked(Proposal.from_probs(probs.expand(1, 3, -1)), 40)
-        assert len(ranked_exactly(rank, 40)) == 40
-        assert asked == needed
+    [row] = fetched_rows(Proposal.from_probs(torch.stack([flat, sharp])[None]), [()], ["first"])
+    assert len(ranked_paths(linked(row), 16)) == 16
+    assert [len(slot) for slot in row.tokens] == [16, 16]
+    assert len(ranked_paths(linked(row), 70)) == 70
+    assert [len(slot) for slot in row.tokens] == [98, 16]
 
 
 def test_the_first_paths_are_a_tree_of_their_own():
     proposal = Proposal.from_probs(marginals(3, 8, seed=1)[None])
-    rank, _ = ranked(proposal, 20)
-    paths = rank(8)
+    [row] = ranked_rows(proposal.top(8), [()], ["first"])
+    paths = ranked_paths(linked(row), 20)
     assert paths.chances == pytest.approx(chances(paths.tree(5), proposal.probs[0])[1:])
-    assert paths.tree(5, 7) == rank(8).tree(5).first(8)
+    assert paths.tree(5, 7) == ranked_paths(linked(row), 7).tree(5)

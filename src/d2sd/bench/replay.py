@@ -204,7 +204,7 @@ class Recorder(Proposer):
         return rows
 
     def _judge(self, own: Proposal, kept: int, coming: Sequence[int]) -> None:
-        greedy = own.greedy().on_host()
+        greedy = own.greedy()
         tokens = greedy.tokens[0, :, 0].tolist()
         confidence = tuple(round(c, 6) for c in greedy.probs[0, :, 0].tolist())
         known = min(len(coming), len(tokens))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import heappop, heappush, heapreplace
 
-from d2sd.drafters.proposer import Candidates, Proposer
+from d2sd.drafters.proposer import Candidates, Proposal, Proposer
 from d2sd.interfaces import Context, Drafter
 from d2sd.tree import TokenTree
 
 FEW = 16
-"""Candidates per slot that are tried first: a tree seldom takes so many children of one node."""
+"""Candidates of a slot that are fetched at once; a tree seldom takes so many children of a node."""
+
+More = Callable[[int], tuple[list[int], list[float]]]
+"""count -> a slot's most probable tokens and their probabilities, best first."""
 
 
 class BestFirstDrafter(Drafter):
@@ -27,12 +31,8 @@ class BestFirstDrafter(Drafter):
 
     def draft(self, context: Context) -> TokenTree:
         proposal = self._proposer.propose(context, [(context.anchor,)], self._block_size)
-
-        def rank(candidates: int) -> RankedPaths:
-            [row] = ranked_rows(proposal.top(candidates), [()], ["first"])
-            return ranked_paths(linked(row), self._budget)
-
-        return ranked_exactly(rank, self._budget).tree(context.anchor)
+        [row] = fetched_rows(proposal, [()], ["first"])
+        return ranked_tree(context.anchor, linked(row), self._budget)
 
 
 def best_first_tree(anchor: int, candidates: Candidates, budget: int) -> TokenTree:
@@ -45,25 +45,31 @@ def best_first_tree(anchor: int, candidates: Candidates, budget: int) -> TokenTr
 class RankedRow:
     """A row of a pass: the tokens it kept; per slot, tokens and probabilities, best first.
 
-    `cut` says that the slots have further tokens, less probable than those listed.
+    `more(slot, count)` fetches further ones; without it those listed are all there are. Whoever
+    changes the probabilities must leave it out.
     """
 
     kept: tuple[int, ...]
     tokens: list[list[int]]
     probs: list[list[float]]
     source: str
-    cut: bool = False
+    more: Callable[[int, int], tuple[list[int], list[float]]] | None = None
 
 
 def ranked_rows(
     candidates: Candidates, kept: Sequence[tuple[int, ...]], sources: Sequence[str]
 ) -> list[RankedRow]:
-    """The rows of a pass on the host."""
-    candidates = candidates.on_host()
+    """The rows of a pass on the host, with these candidates and no more."""
     tokens, probs = candidates.tokens.tolist(), candidates.probs.tolist()
-    return [
-        RankedRow(*row, candidates.cut) for row in zip(kept, tokens, probs, sources, strict=True)
-    ]
+    return [RankedRow(*row) for row in zip(kept, tokens, probs, sources, strict=True)]
+
+
+def fetched_rows(
+    proposal: Proposal, kept: Sequence[tuple[int, ...]], sources: Sequence[str], few: int = FEW
+) -> list[RankedRow]:
+    """The rows of a pass on the host, `few` candidates a slot; more are fetched when one asks."""
+    rows = ranked_rows(proposal.top(few), kept, sources)
+    return [replace(row, more=partial(proposal.ranks, r)) for r, row in enumerate(rows)]
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +77,7 @@ class Slot:
     """What may follow a path: tokens with their probabilities, best first, and what comes after.
 
     After any token comes `rest`, the next slot of the same row, unless `redrafted` names another.
+    `more` fetches further tokens, as in `RankedRow`.
     """
 
     tokens: list[int]
@@ -78,14 +85,24 @@ class Slot:
     source: str
     rest: Slot | None
     redrafted: dict[int, Slot] = field(default_factory=dict)
-    cut: bool = False
+    more: More | None = None
+
+    def extend(self) -> None:
+        """List more tokens, if there are any; in place, for slots that share the lists."""
+        if self.more is not None:
+            listed = set(self.tokens)
+            for token, prob in zip(*self.more(4 * len(listed)), strict=True):
+                if token not in listed:  # of equally probable ones any may have been listed
+                    self.tokens.append(token)
+                    self.probs.append(prob)
 
 
 def linked(row: RankedRow) -> Slot | None:
     """The first slot of a row that it does not show, linked to all later ones."""
     slot = None
     for place in reversed(range(len(row.kept), len(row.tokens))):
-        slot = Slot(row.tokens[place], row.probs[place], row.source, slot, {}, row.cut)
+        more = partial(row.more, place) if row.more else None
+        slot = Slot(row.tokens[place], row.probs[place], row.source, slot, {}, more)
     return slot
 
 
@@ -94,15 +111,13 @@ class RankedPaths:
     """Paths after the anchor, most probable first; entry i is node i + 1 of their tree.
 
     `chances` are the probabilities of the paths that end at the nodes. The paths of the first n
-    entries are the n most probable ones. `short` says that a slot had more tokens than it listed
-    and that one of those might have come in, so the paths may not be the best.
+    entries are the n most probable ones.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     sources: tuple[str, ...]
     chances: tuple[float, ...]
-    short: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -114,21 +129,6 @@ class RankedPaths:
             (-1, *self.parents[:nodes]),
             ("anchor", *self.sources[:nodes]),
         )
-
-
-def few_candidates(budget: int, least: int = 0) -> int:
-    """How many candidates per slot are tried first: `least` or more, but at most `budget`."""
-    return min(budget, max(FEW, least))
-
-
-def ranked_exactly(rank: Callable[[int], RankedPaths], budget: int, least: int = 0) -> RankedPaths:
-    """`rank(budget)`, from fewer candidates per slot where those give the same paths.
-
-    `rank(candidates)` is asked with `few_candidates` first. A token of rank j has j more probable
-    siblings, so `budget` candidates are always enough, and nearly always far too many.
-    """
-    paths = rank(few_candidates(budget, least))
-    return rank(budget) if paths.short else paths
 
 
 def ranked_tree(anchor: int, start: Slot | None, budget: int) -> TokenTree:
@@ -152,7 +152,6 @@ def ranked_paths(start: Slot | None, budget: int) -> RankedPaths:
     if start is not None and start.probs[0] > 0:
         waiting.append((-start.probs[0], 0, 0, 1.0, start, 0))
     count = pushed = 0
-    short = False
     while waiting and count < budget:
         chance, _, parent, reach, slot, rank = waiting[0]
         count += 1
@@ -163,14 +162,15 @@ def ranked_paths(start: Slot | None, budget: int) -> RankedPaths:
         sources.append(slot.source)
         chances.append(chance)
         rank += 1
+        if rank == len(slot.probs) and count < budget:
+            slot.extend()
         if rank < len(slot.probs) and (sibling := reach * slot.probs[rank]) > 0:
             pushed += 1
             heapreplace(waiting, (-sibling, pushed, parent, reach, slot, rank))
         else:
             heappop(waiting)
-            short = short or (slot.cut and rank == len(slot.probs) and count < budget)
         below = slot.redrafted.get(token, slot.rest)
         if below is not None and (child := chance * below.probs[0]) > 0:
             pushed += 1
             heappush(waiting, (-child, pushed, count, chance, below, 0))
-    return RankedPaths(tuple(tokens), tuple(parents), tuple(sources), tuple(chances), short)
+    return RankedPaths(tuple(tokens), tuple(parents), tuple(sources), tuple(chances))

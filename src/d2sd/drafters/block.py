@@ -46,8 +46,8 @@ def fill(
     if not kept:
         return []
     visible = [(context.anchor, *tokens) for tokens in kept]
-    chosen = proposer.propose(context, visible, block_size).greedy().on_host()
-    tokens, confidence = chosen.tokens[..., 0].tolist(), chosen.probs[..., 0]
+    chosen = proposer.propose(context, visible, block_size).greedy()
+    tokens, confidence = chosen.tokens[..., 0].tolist(), chosen.probs[..., 0].cpu()
     return [
         FilledRow(shown, tuple(row[len(shown) :]), sure[len(shown) :])
         for shown, row, sure in zip(kept, tokens, confidence, strict=True)

@@ -1,52 +1,37 @@
-"""The largest columns of wide rows: exact, in one order for equal ones, fast on a CPU."""
+"""The largest columns of wide rows, exact and fast on a CPU."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def largest(scores: Float[Tensor, "rows columns"], count: int) -> Int[Tensor, "rows best"]:
-    """Columns of the `count` largest scores of every row (of all, if there are fewer), in order.
+class Largest(NamedTuple):
+    """Scores in falling order, and where they are."""
 
-    Equal scores come by column, so the first n of more are the n largest, on every device.
+    scores: Float[Tensor, "rows best"]
+    columns: Int[Tensor, "rows best"]
+
+
+def largest(scores: Float[Tensor, "rows columns"], count: int) -> Largest:
+    """The `count` largest scores of every row, or all if there are fewer.
+
+    Which of equal scores are taken, and in which order they come, is not said.
     """
     columns = scores.shape[1]
-    size = 32 if columns <= 2**14 else 64  # measured: smaller chunks have slow maxima
-    if scores.device.type == "cpu" and count * size * 2 <= columns:
-        return _by_chunks(scores, count, size)
-    return _first_of(scores, torch.arange(columns, device=scores.device), count)
-
-
-def _by_chunks(
-    scores: Float[Tensor, "rows columns"], count: int, size: int
-) -> Int[Tensor, "rows best"]:
-    """Of chunks with `size` columns, only the `count` with the largest maxima can matter.
-
-    Before whatever lies in another chunk come the maxima of those, one each.
-    """
-    chunks = scores.shape[1] // size
+    size = 32 if columns <= 2**14 else 64  # measured; maxima of smaller chunks are slow
+    if scores.device.type != "cpu" or len(scores) < 4 or count * size * 2 > columns:
+        return Largest(*scores.topk(min(count, columns), dim=-1))
+    # In other chunks than the `count` with the largest maxima nothing is larger than those are.
+    chunks = columns // size
     maxima = scores[:, : chunks * size].reshape(-1, chunks, size).amax(-1)
-    best = _first_of(maxima, torch.arange(chunks), count)
-    inside = (best[..., None] * size + torch.arange(size)).flatten(1)
-    if rest := scores.shape[1] - chunks * size:
-        last = torch.arange(chunks * size, chunks * size + rest)
+    chosen = maxima.topk(count, dim=-1).indices
+    inside = (chosen[..., None] * size + torch.arange(size)).flatten(1)
+    if rest := columns - chunks * size:
+        last = torch.arange(columns - rest, columns)
         inside = torch.cat([inside, last.expand(len(scores), -1)], 1)
-    return _first_of(scores.gather(1, inside), inside, count)
-
-
-def _first_of(
-    scores: Float[Tensor, "rows some"], columns: Int[Tensor, "*rows some"], count: int
-) -> Int[Tensor, "rows best"]:
-    """Those of `columns` (below 2^31) with the largest scores, by column where they are equal."""
-    count = min(count, scores.shape[1])
-    if scores.dtype != torch.float32:
-        columns, order = columns.expand(scores.shape).sort(-1)
-        ranks = scores.gather(1, order).sort(stable=True, dim=-1, descending=True).indices
-        return columns.gather(1, ranks[:, :count])
-    # A float's bits rise with it when they are read as an integer; those of negative ones fall.
-    bits = (scores + 0.0).view(torch.int32)  # -0.0 and 0.0 are equal
-    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (rising.long() << 31) - columns
-    return -keys.topk(count).values & 0x7FFFFFFF
+    best = scores.gather(1, inside).topk(count, dim=-1)
+    return Largest(best.values, inside.gather(1, best.indices))

@@ -8,19 +8,17 @@ paths under these distributions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
 
 from d2sd.drafters.best_first import (
+    FEW,
     RankedPaths,
     RankedRow,
     Slot,
-    few_candidates,
+    fetched_rows,
     linked,
-    ranked_exactly,
     ranked_paths,
-    ranked_rows,
 )
-from d2sd.drafters.proposer import Proposal, Proposer
+from d2sd.drafters.proposer import Proposer
 from d2sd.interfaces import Context, Drafter
 from d2sd.tree import TokenTree
 
@@ -53,34 +51,23 @@ class MergedDrafter(Drafter):
         self._block_size = block_size or first.block_size
 
     def draft(self, context: Context) -> TokenTree:
-        propose = partial(self._propose, context)
-        first = propose(self._first, [()])
-        # alternatives are looked for among the first `branches` runners-up
-        least = self._branches + 1
+        [first] = self._rows(self._first, context, [()], ["first"])
+        kept = self._anchors(first, self._branches)
+        sources = [second_source(first, tokens) for tokens in kept]
+        second = self._rows(self._second, context, kept, sources) if kept else []
+        return merged_tree(context.anchor, [first, *second], self._budget)
 
-        @cache
-        def opening(candidates: int) -> RankedRow:
-            [row] = ranked_rows(first.top(candidates), [()], ["first"])
-            return row
-
-        chain = opening(few_candidates(self._budget, least))
-        kept = self._anchors(chain, self._branches)
-        sources = [second_source(chain, tokens) for tokens in kept]
-        second = propose(self._second, kept) if kept else None
-
-        def rank(candidates: int) -> RankedPaths:
-            rows = [opening(candidates)]
-            if second is not None:
-                rows += ranked_rows(second.top(candidates), kept, sources)
-            return merged_paths(rows, self._budget)
-
-        return ranked_exactly(rank, self._budget, least).tree(context.anchor)
-
-    def _propose(
-        self, context: Context, proposer: Proposer, kept: Sequence[tuple[int, ...]]
-    ) -> Proposal:
+    def _rows(
+        self,
+        proposer: Proposer,
+        context: Context,
+        kept: Sequence[tuple[int, ...]],
+        sources: Sequence[str],
+    ) -> list[RankedRow]:
         visible = [(context.anchor, *tokens) for tokens in kept]
-        return proposer.propose(context, visible, self._block_size)
+        proposal = proposer.propose(context, visible, self._block_size)
+        # alternatives are looked for among the first `branches` runners-up
+        return fetched_rows(proposal, kept, sources, max(FEW, self._branches + 1))
 
 
 def second_source(first: RankedRow, kept: tuple[int, ...]) -> str:
@@ -123,7 +110,7 @@ def _graft(slot: Slot | None, row: RankedRow) -> None:
             rest = slot.rest
             assert rest is not None
             slot.redrafted[token] = Slot(
-                rest.tokens, rest.probs, rest.source, rest.rest, {}, rest.cut
+                rest.tokens, rest.probs, rest.source, rest.rest, {}, rest.more
             )
         slot = slot.redrafted[token]
     opening = linked(row)

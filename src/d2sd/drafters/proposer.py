@@ -22,17 +22,11 @@ from d2sd.interfaces import Context, shared_prefix
 class Candidates:
     """Most probable tokens of each slot, best first, as target token ids.
 
-    Slots that are visible in their row hold zeros. `cut` says that there are less probable ones.
+    Slots that are visible in their row hold zeros.
     """
 
     tokens: Int[Tensor, "rows slots candidates"]
     probs: Float[Tensor, "rows slots candidates"]
-    cut: bool = False
-
-    def on_host(self) -> Candidates:
-        """The same in the host's memory, by one transfer."""
-        both = torch.stack([self.tokens.double(), self.probs.double()]).cpu()  # ids stay exact
-        return Candidates(both[0].long(), both[1].to(self.probs.dtype), self.cut)
 
 
 class Asked(NamedTuple):
@@ -101,19 +95,22 @@ class Proposal:
         return self.asked.spread(self.logits.softmax(-1) if self.given is None else self.given)
 
     def top(self, count: int) -> Candidates:
-        """The `count` most probable tokens of every slot (fewer if the vocabulary is smaller).
+        """The `count` most probable tokens of every slot (fewer if the vocabulary is smaller)."""
+        tokens, probs = self._best(slice(None), count)
+        return Candidates(self.asked.spread(tokens), self.asked.spread(probs))
 
-        Equally probable ones come in the draft vocabulary's order.
-        """
-        if self.given is None:
-            ids = largest(self.logits, count)
-            probs = (self.logits.gather(1, ids) - self._normaliser).exp()
-        else:
-            ids = largest(self.given, count)
-            probs = self.given.gather(1, ids)
-        tokens = ids if self.token_ids is None else self.token_ids[ids]
-        spread = self.asked.spread
-        return Candidates(spread(tokens), spread(probs), cut=count < self.logits.shape[1])
+    def ranks(self, row: int, slot: int, count: int) -> tuple[list[int], list[float]]:
+        """The `count` most probable tokens of one slot that its row doesn't show, on the host."""
+        asked = self.asked.of_row(row).start + slot - self.asked.kept[row]
+        tokens, probs = self._best(slice(asked, asked + 1), count)
+        return tokens[0].tolist(), probs[0].tolist()
+
+    def _best(self, asked: slice, count: int) -> tuple[Tensor, Tensor]:
+        """Tokens and probabilities [asked, candidates], best first."""
+        scores = (self.logits if self.given is None else self.given)[asked]
+        best, ids = largest(scores, count)
+        probs = (best - self._normaliser[asked]).exp() if self.given is None else best
+        return ids if self.token_ids is None else self.token_ids[ids], probs
 
     def greedy(self) -> Candidates:
         """The most probable token of every slot with its confidence (paper Eq. 3)."""
