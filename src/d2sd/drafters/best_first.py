@@ -95,6 +95,8 @@ class Slot:
                 if token not in listed:  # of equally probable ones any may have been listed
                     self.tokens.append(token)
                     self.probs.append(prob)
+            if len(self.tokens) == len(listed):
+                self.more = None
 
 
 def linked(row: RankedRow) -> Slot | None:

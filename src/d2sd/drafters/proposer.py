@@ -167,7 +167,6 @@ class NetworkProposer(Proposer):
         weight = network.fc.weight
         self._rows = ContextRows(network.config, weight.dtype, weight.device)
         self._tokens: tuple[int, ...] = ()
-        self._asked = lru_cache(maxsize=1024)(self._asked_anew)
 
     @torch.inference_mode()
     def propose(
@@ -177,7 +176,8 @@ class NetworkProposer(Proposer):
         size = block_size or self.block_size
         masks = (self.network.config.mask_token_id,) * size
         ids = torch.tensor([row + masks[len(row) :] for row in visible], device=self._device)
-        asked, divisors = self._asked(tuple(len(row) - 1 for row in visible), size - 1)
+        kept = tuple(len(row) - 1 for row in visible)
+        asked, divisors = _asked(kept, size - 1, self._temperatures, self._device)
         logits = self._run(ids, asked.places, divisors, self._rows)
         return Proposal(logits, asked, self.network.draft_ids)
 
@@ -192,20 +192,21 @@ class NetworkProposer(Proposer):
 
     def temperature(self, distance: int) -> float:
         """What the logits `distance` slots after the last visible token's are divided by."""
-        fitted = self._temperatures
-        return fitted[min(max(distance, 0), len(fitted) - 1)] if fitted else 1.0
+        return _temperature(self._temperatures, distance)
 
-    def _asked_anew(
-        self, kept: tuple[int, ...], slots: int
-    ) -> tuple[Asked, Float[Tensor, " asked"]]:
-        """What a pass with so many tokens kept per row asks for, and the temperatures there."""
-        distances = [distance for shown in kept for distance in range(slots - shown)]
-        divisors = torch.tensor(
-            [self.temperature(distance) for distance in distances],
-            dtype=torch.float32,
-            device=self._device,
-        )
-        return Asked.of(kept, slots, self._device), divisors
+
+def _temperature(fitted: Sequence[float], distance: int) -> float:
+    return fitted[min(max(distance, 0), len(fitted) - 1)] if fitted else 1.0
+
+
+@lru_cache(maxsize=4096)
+def _asked(
+    kept: tuple[int, ...], slots: int, fitted: tuple[float, ...], device: torch.device
+) -> tuple[Asked, Float[Tensor, " asked"]]:
+    """What a pass with so many tokens kept per row asks for, and the temperatures there."""
+    distances = [distance for shown in kept for distance in range(slots - shown)]
+    divisors = [_temperature(fitted, distance) for distance in distances]
+    return Asked.of(kept, slots, device), torch.tensor(divisors, device=device).float()
 
 
 def _columns(taps: Sequence[int], target_taps: Sequence[int]) -> slice | list[int]:
