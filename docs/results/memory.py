@@ -40,7 +40,7 @@ def main():
     imported = resident()
     choice = ModelChoice(options.model, dtype=options.dtype, compiled=not options.eager)
     session = open_session(choice, [options.policy], lambda words: None)
-    session.costs
+    assert session.costs.target  # measured now, if they are not yet
     config = session.model.config
     width = torch.finfo(session.target.dtype).bits // 8
     count = sum(weight.numel() for weight in session.model.parameters())

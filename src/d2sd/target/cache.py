@@ -91,11 +91,16 @@ class TreeCache(Cache):
         keys: Float[Tensor, "layers heads nodes key_dim"],
         values: Float[Tensor, "layers heads nodes value_dim"],
     ) -> None:
-        """Put all layers' rows of a pass after the committed ones of the allocated buffers."""
+        """Put all layers' rows of a pass after the committed ones of the allocated buffers.
+
+        At least one row stays free: a compiled pass takes the committed ones for a part of the
+        buffer, never the whole.
+        """
         assert self._keys is not None
         assert self._values is not None
         end = self.length + keys.shape[2]
-        self._keys, self._values = grown(self._keys, end, dim=2), grown(self._values, end, dim=2)
+        self._keys = grown(self._keys, end + 1, dim=2)
+        self._values = grown(self._values, end + 1, dim=2)
         self._keys[:, :, self.length : end] = keys
         self._values[:, :, self.length : end] = values
 
