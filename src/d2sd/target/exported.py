@@ -56,7 +56,9 @@ class SplitCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int | torch.SymInt:
         return self._rows
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+    def get_mask_sizes(
+        self, query_length: int, layer_idx: int = 0
+    ) -> tuple[int | torch.SymInt, int]:
         return self._rows + query_length, 0
 
 
