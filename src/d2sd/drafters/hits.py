@@ -26,6 +26,12 @@ class Average:
         self.total = kept * self.total + total
         self.units = kept * self.units + units
 
+    def age(self) -> None:
+        """Time passed without an addition: old evidence counts less, down to one unit of it."""
+        if self.units > 1:
+            kept = max(1 - 1 / self.memory, 1 / self.units)
+            self.total, self.units = kept * self.total, kept * self.units
+
     @property
     def value(self) -> float:
         return self.total / self.units

@@ -71,11 +71,13 @@ class PlannedDrafter(Drafter):
         copy = self._ngrams.copy(context.tokens, self._bounds.budget, LONGEST)
         step = _Step(context, copy, self._target_seconds(context.committed), now)
         option = self._option(step, [])
-        if self._proposers and self._first_pays(step, option):
+        gain = self._estimates.level(option.predicted)
+        if self._proposers and self._first_pays(step, gain.value):
             before = option.choice.value
             option = self._drafted(step)
-            after = option.choice.value - self._pace * step.seconds[2]
-            self._estimates.level(step.copied).add(after - before)
+            gain.add(option.choice.value - self._pace * step.seconds[2] - before)
+        else:
+            gain.age()
         step.option = option
         self._last = step
         return option.tree(context.anchor, copy)
@@ -101,11 +103,9 @@ class PlannedDrafter(Drafter):
         choice = best_budget(paths.chances, step.target, self._pace, kept)
         return _Option(start, paths, choice, joined.opinions)
 
-    def _first_pays(self, step: _Step, option: _Option) -> bool:
+    def _first_pays(self, step: _Step, gain: float) -> bool:
         """Whether a pass is expected to add more than it costs; now and then a try."""
-        step.copied = option.predicted
         seconds = self._pass_seconds(0, step.context.committed, 1)
-        gain = self._estimates.level(step.copied).value
         return gain > self._pace * seconds or self._estimates.probes.take(seconds)
 
     def _drafted(self, step: _Step) -> _Option:
@@ -117,6 +117,7 @@ class PlannedDrafter(Drafter):
         masses = [mass for mass, _ in weighed]
         count = self._second_count(step, masses)
         if not count:
+            self._estimates.lift.age()
             return option
         kept = [tokens for _, tokens in weighed[:count]]
         second = self._rows(step, 1, kept, [second_source(first, tokens) for tokens in kept])
@@ -237,7 +238,6 @@ class _Step:
     target: Sequence[float]
     started: float
     option: _Option = field(init=False)
-    copied: float = 0.0
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     trust: list[float] = field(default_factory=lambda: [1.0, 1.0])
 

@@ -94,13 +94,13 @@ class Estimates:
     def __post_init__(self) -> None:
         self.pace = Average(4.0, 4.0 * self.plain_seconds, memory=64)
         """Tokens a second."""
-        self.trust = [Average(8.0, 8.0, memory=64), Average(8.0, 8.0, memory=64)]
+        self.trust = [Average(8.0, 8.0, memory=512) for _ in range(2)]
         """Of each pass: how often its best token comes true, over how sure it was."""
-        self.kept = [Average(8.0, 8.0, memory=64), Average(8.0, 8.0, memory=64)]
+        self.kept = [Average(8.0, 8.0, memory=256) for _ in range(2)]
         """Accepted over predicted tokens, of trees without and with a pass."""
         self.slowness = [Average(4.0, 4.0) for _ in range(3)]
         """Measured over predicted seconds: target, first pass, second pass."""
-        self.gain = [Average(1.0, 1.0) for _ in range(len(LEVELS) + 1)]
+        self.gain = [Average(1.0, 1.0, memory=64) for _ in range(len(LEVELS) + 1)]
         """Tokens' worth that a first pass adds before its own price, by level."""
         self.lift = Average(2.0, 2.0)
         """Tokens' worth that a second pass adds before its price, for anchors of mass 1."""
