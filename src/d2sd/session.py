@@ -23,6 +23,7 @@ from d2sd.stages import Stage, untimed
 from d2sd.target.compiled import CompiledPass
 from d2sd.target.hf import HFTarget
 from d2sd.target.load import load_model
+from d2sd.target.quantized import check_quantization, quantize
 from d2sd.tuning.measure import QUICK, SEED, Hear, Scope, measure_costs
 from d2sd.tuning.packages import Compilable, use_compiled
 from d2sd.tuning.store import Key, StoredCosts, cost_key, store_costs, stored_costs
@@ -46,7 +47,8 @@ class ModelChoice:
     Automatic drafters are the ones that d2sd ships for the model; the automatic device is the GPU
     where there is one; the automatic dtype is bfloat16 on a GPU and on a CPU that computes it
     faster, which is measured (`precision.py`), and float32 on any other. `compiled` lets passes
-    run that `d2sd tune` has compiled for these weights on this machine.
+    run that `d2sd tune` has compiled for these weights on this machine. `quantize` is "none" or
+    "int8": the target is then the model that `target/quantized.py` makes of the weights.
     """
 
     model: str = "smollm2-135m"
@@ -55,6 +57,7 @@ class ModelChoice:
     dtype: str = "auto"
     device: str = "auto"
     compiled: bool = True
+    quantize: str = "none"
 
     def torch_device(self) -> torch.device:
         name = self.device
@@ -92,6 +95,7 @@ class Session:
     tokenizer: Any
     networks: Networks
     tell: Tell = _silent
+    quantize: str = "none"
 
     def drafter(
         self, policy: Policy | str, temperature: float = 0.0, stage: Stage = untimed
@@ -137,7 +141,8 @@ class Session:
     @property
     def cost_key(self) -> Key:
         """What costs depend on: they are stored under it."""
-        return cost_key(self.model.config, self.target, self.networks)
+        key = cost_key(self.model.config, self.target, self.networks)
+        return {**key, "quantize": self.quantize}
 
     def measured_costs(self, scope: Scope, hear: Hear = lambda done, total: None) -> StoredCosts:
         """What passes of the sizes in `scope` cost here, measured now and not yet stored."""
@@ -152,7 +157,8 @@ class Session:
     def provenance(self, seed: int) -> dict[str, object]:
         """Where a figure of this session comes from, ready for JSON."""
         dtype = str(self.target.dtype).removeprefix("torch.")
-        return {**provenance(self.target.device, seed), "model": self.name, "dtype": dtype}
+        found = provenance(self.target.device, seed)
+        return {**found, "model": self.name, "dtype": dtype, "quantize": self.quantize}
 
     def chat_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """A conversation in the model's chat template, ready for the next answer."""
@@ -177,6 +183,7 @@ def open_session(
     """
     wanted = [parse_policy(policy) if isinstance(policy, str) else policy for policy in policies]
     device, dtype = choice.torch_device(), choice.torch_dtype(tell)
+    check_quantization(choice.quantize, device)
     # also where no policy needs them: a compiled pass is the one that taps layers for them
     needed = max((policy.proposers for policy in wanted), default=0)
     networks = load_networks(*_drafter_paths(choice, needed, tell))
@@ -184,10 +191,15 @@ def open_session(
         for policy in (policy for policy in wanted if not policy.needs_costs):
             build_drafter(policy, None, None)  # says what is missing before the model loads
     folder = resolve(choice.model, tell)
-    model = load_model(folder, dtype).to(device)
+    model = load_model(folder, dtype)
+    if choice.quantize != "none":
+        quantize(model)
+        tell(f"the target is {choice.model} with its layers in {choice.quantize}: another model")
+    model = model.to(device)
     check_fit(networks, HFTarget(model))
     target = HFTarget(model, networks.taps)
-    session = Session(choice.model, model, target, load_tokenizer(folder), networks, tell)
+    tokenizer = load_tokenizer(folder)
+    session = Session(choice.model, model, target, tokenizer, networks, tell, choice.quantize)
     if choice.compiled:
         use_compiled(session.compilable)
     for policy in wanted:

@@ -69,6 +69,16 @@ class ModelOptions:
         bool,
         option("--compiled/--eager", MODEL, "Use the passes that d2sd tune compiled, if any."),
     ] = True
+    quantize: Annotated[
+        str,
+        option(
+            "--quantize",
+            MODEL,
+            "none, or int8: the target's layers in 8-bit integers, which is another model; "
+            "CPU only.",
+            "KIND",
+        ),
+    ] = "none"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from d2sd.target.cascade import two_level
 from d2sd.target.passes import attending
+from d2sd.target.quantized import has_int8
 from d2sd.target.taps import decoder_layers, tapped
 
 SPLIT = "d2sd_split"
@@ -73,9 +74,9 @@ def split_attention(
 ) -> tuple[Float[Tensor, "1 nodes heads dim"], None]:
     """What transformers calls for attention while a pass is exported."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = two_level(
-        query, key.context, value.context, key.own, value.own, attention_mask, scale, key.far
-    )
+    parts = (query, key.context, value.context, key.own, value.own, attention_mask)
+    dtype = torch.float64 if has_int8(module) else query.dtype
+    out = two_level(*(part.to(dtype) for part in parts), scale, key.far).to(query.dtype)
     return out.transpose(1, 2).contiguous(), None
 
 

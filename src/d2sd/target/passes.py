@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from d2sd.target.cache import TreeCache
 from d2sd.target.cascade import TreeRows, tree_attention
 from d2sd.target.masks import tree_mask, tree_positions
+from d2sd.target.quantized import has_int8
 from d2sd.target.taps import decoder_layers, tapped
 from d2sd.tree import TokenTree
 
@@ -49,8 +50,10 @@ def attend_to_tree(
 ) -> tuple[Float[Tensor, "1 nodes heads value_dim"], None]:
     """What transformers calls for attention in an eager pass over a tree."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = tree_attention(query, key, value, given["tree_rows"], scale)
-    return out.transpose(1, 2), None
+    rows: TreeRows = given["tree_rows"]
+    dtype = rows.mask.dtype
+    out = tree_attention(query.to(dtype), key.to(dtype), value.to(dtype), rows, scale)
+    return out.to(query.dtype).transpose(1, 2), None
 
 
 AttentionInterface.register(TREE, attend_to_tree)
@@ -81,6 +84,7 @@ class EagerPass(TargetPass):
         self._tapped = [layers[tap] for tap in taps]
         self._hidden_size = config.hidden_size
         self._config = config
+        self._rounds = has_int8(layers)
         heads = config.num_attention_heads
         self._group = heads // (getattr(config, "num_key_value_heads", None) or heads)
 
@@ -110,6 +114,6 @@ class EagerPass(TargetPass):
             yield {"attention_mask": tree_mask(tree, committed, dtype, device)}
             return
         own = tree_mask(tree, 0, dtype, device)
-        rows = TreeRows(own, committed, self._group)
+        rows = TreeRows(own.double() if self._rounds else own, committed, self._group)
         with attending(self._config, TREE):
             yield {"attention_mask": own, "tree_rows": rows}
