@@ -74,9 +74,18 @@ def split_attention(
 ) -> tuple[Float[Tensor, "1 nodes heads dim"], None]:
     """What transformers calls for attention while a pass is exported."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = (query, key.context, value.context, key.own, value.own, attention_mask)
     dtype = torch.float64 if has_int8(module) else query.dtype
-    out = two_level(*(part.to(dtype) for part in parts), scale, key.far).to(query.dtype)
+    out = two_level(
+        query.to(dtype),
+        key.context.to(dtype),
+        value.context.to(dtype),
+        key.own.to(dtype),
+        value.own.to(dtype),
+        attention_mask.to(dtype),
+        scale,
+        key.far,
+    )
+    out = out.to(query.dtype)
     return out.transpose(1, 2).contiguous(), None
 
 
