@@ -24,10 +24,10 @@ from transformers import (
 from d2sd.decode import decode
 from d2sd.sampling import Sampling, filtered
 from d2sd.tree import Branch, TokenTree
-from d2sd.verify import Verdict, verify
+from d2sd.verify import Verdict, verify, verify_at_once, verify_row_by_row
 from fakes import MarkovTarget, ScriptedDrafter, random_table
 
-VOCAB, LENGTH, SAMPLES = 3, 3, 3000
+VOCAB, LENGTH, SAMPLES = 3, 3, 2000
 PROMPT = (1, 2)
 TARGET = MarkovTarget(random_table(VOCAB, order=2, seed=4))
 GUESS = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)  # the drafter's own probabilities
@@ -89,9 +89,12 @@ def statistic(script: Script, rule: Rule, sampling: Sampling, samples: int = SAM
     return chi_square([emitter.outcome(sampling) for _ in range(samples)], law_of(sampling))
 
 
+RULES = [verify_row_by_row, verify_at_once]  # that of the CPU and that of accelerators
+
+
 @cache
-def true_statistic(script: Script) -> float:
-    return statistic(script, verify, seeded())
+def true_statistic(script: Script, rule: Rule) -> float:
+    return statistic(script, rule, seeded())
 
 
 def law_of(sampling: Sampling) -> dict[tuple[int, ...], float]:
@@ -237,19 +240,52 @@ def ratio_test_of_the_favourite(tree, logits, sampling, history):
     return Verdict((0, favourite)[: len(verdict.path)], verdict.bonus)
 
 
+def walked(tree: TokenTree, draws: list[int]) -> Verdict:
+    path = [0]
+    while (node := tree.children.get((path[-1], draws[path[-1]]))) is not None:
+        path.append(node)
+    return Verdict(tuple(path), draws[path[-1]])
+
+
+def noise_of_the_bonus_kept(tree, logits, sampling, history):
+    """Only the accepted tokens' noise is given up: the bonus' draws the next token as well."""
+    verdict = walked(tree, sampling.draw_all(logits, tree.depths).tolist())
+    sampling.noise.emitted(len(verdict.path) - 1)
+    return verdict
+
+
+def noise_of_accepted_tokens_kept(tree, logits, sampling, history):
+    """One position's noise is given up a step, whatever was accepted."""
+    verdict = walked(tree, sampling.draw_all(logits, tree.depths).tolist())
+    sampling.noise.emitted(1)
+    return verdict
+
+
+def one_noise_for_all_depths(tree, logits, sampling, history):
+    """All nodes are drawn with the noise of the next position."""
+    verdict = walked(tree, sampling.draw_all(logits, [0] * len(tree)).tolist())
+    sampling.noise.emitted(len(verdict.path))
+    return verdict
+
+
+# what is drafted, the mistake, and the rule it is a mistake in
 MUTANTS = [
-    (mixed, longest_of_independent_walks),
-    (mixed, a_draw_per_branch),
-    (chain, another_draw_after_a_miss),
-    (one_argmax, ratio_test),
-    (a_drawn_child_kept_if_confident, ratio_test),
-    (drawn_children, ratio_test_of_the_favourite),
+    (mixed, longest_of_independent_walks, verify_row_by_row),
+    (mixed, a_draw_per_branch, verify_row_by_row),
+    (chain, another_draw_after_a_miss, verify_row_by_row),
+    (one_argmax, ratio_test, verify_row_by_row),
+    (a_drawn_child_kept_if_confident, ratio_test, verify_row_by_row),
+    (drawn_children, ratio_test_of_the_favourite, verify_row_by_row),
+    (mixed, noise_of_the_bonus_kept, verify_at_once),
+    (mixed, noise_of_accepted_tokens_kept, verify_at_once),
+    (mixed, one_noise_for_all_depths, verify_at_once),
 ]
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_joint_law_is_the_targets_for_every_tree(script):
-    assert true_statistic(script) < limit(law_of(seeded()))
+def test_the_joint_law_is_the_targets_for_every_tree(script, rule):
+    assert true_statistic(script, rule) < limit(law_of(seeded()))
 
 
 @pytest.mark.parametrize(
@@ -257,17 +293,19 @@ def test_the_joint_law_is_the_targets_for_every_tree(script):
     [{"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 2}, {"top_p": 0.8}, {"min_p": 0.2}],
     ids=str,
 )
-@pytest.mark.parametrize("script", [mixed, by_context])
-def test_the_joint_law_is_the_targets_under_temperature_and_filters(options, script):
+@pytest.mark.parametrize(
+    ("script", "rule"), [(mixed, verify_row_by_row), (by_context, verify_at_once)]
+)
+def test_the_joint_law_is_the_targets_under_temperature_and_filters(options, script, rule):
     sampling = seeded(**options)
-    assert statistic(script, verify, sampling, samples=2000) < limit(law_of(sampling))
+    assert statistic(script, rule, sampling) < limit(law_of(sampling))
 
 
-@pytest.mark.parametrize(("script", "mutant"), MUTANTS)
-def test_a_wrong_rule_is_found_out(script, mutant):
+@pytest.mark.parametrize(("script", "mutant", "right"), MUTANTS)
+def test_a_wrong_rule_is_found_out(script, mutant, right):
     threshold = limit(law_of(seeded()))
     assert statistic(script, mutant, seeded(), samples=1000) > 3 * threshold
-    assert true_statistic(script) < threshold
+    assert true_statistic(script, right) < threshold
 
 
 def test_the_ratio_test_is_exact_where_its_premise_holds():
@@ -275,10 +313,11 @@ def test_the_ratio_test_is_exact_where_its_premise_holds():
     assert statistic(drawn_children, ratio_test, seeded()) < limit(law_of(seeded()))
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("left_out", [{"temperature": 0.6}, {"top_k": 2}, {"min_p": 0.2}], ids=str)
-def test_a_setting_left_out_is_found_out(left_out):
+def test_a_setting_left_out_is_found_out(left_out, rule):
     # power: draws at temperature 1 must not pass for draws under another setting
-    emitter, sampling, law = Emitter(mixed, verify), seeded(), law_of(seeded(**left_out))
+    emitter, sampling, law = Emitter(mixed, rule), seeded(), law_of(seeded(**left_out))
     outcomes = [emitter.outcome(sampling) for _ in range(1000)]
     assert chi_square(outcomes, law) > 2 * limit(law)
 

@@ -12,9 +12,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from d2sd.sampling import Sampling, filtered
+from d2sd.sampling import Noise, Sampling, favourites, filtered
 from d2sd.tree import Branch, TokenTree
-from d2sd.verify import verify
+from d2sd.verify import verify_at_once, verify_row_by_row
 
 VOCAB = 12
 
@@ -86,24 +86,64 @@ def test_greedy_takes_the_argmax_and_leaves_the_generator_alone():
     assert torch.equal(rng.get_state(), before)
 
 
+def test_of_equal_favourites_the_first_is_taken():
+    logits = torch.randn(300, 40, generator=torch.Generator().manual_seed(2)).round()
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert torch.equal(favourites(logits.to(dtype)), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("verify", [verify_row_by_row, verify_at_once])
 @given(
     st.lists(st.lists(st.integers(0, 2), max_size=4).map(tuple), max_size=8),
     st.integers(0, 2**31),
 )
-def test_equal_seeds_emit_equal_tokens_whatever_the_tree(rows, seed):
+def test_equal_seeds_emit_equal_tokens_whatever_the_tree(verify, rows, seed):
     table = torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
 
     def emitted(rows: list[tuple[int, ...]]) -> list[int]:
-        """Six tokens of a next-token table, drafted by the same rows at every step."""
+        """Tokens of a next-token table, drafted by the same rows at every step."""
         sampling = Sampling(temperature=1.0, rng=torch.Generator().manual_seed(seed))
         tokens = [0]
-        while len(tokens) < 7:
+        while len(tokens) < 20:  # more than the noise that is made at a time
             tree = TokenTree.from_branches(tokens[-1], [Branch(row) for row in rows])
             verdict = verify(tree, table[list(tree.tokens)], sampling, tokens)
             tokens += [*tree.tokens_on(verdict.path), verdict.bonus]
-        return tokens[:7]
+        return tokens[:20]
 
     assert emitted(rows) == emitted([])
+
+
+CPU = torch.device("cpu")
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=8))
+def test_noise_is_handed_out_in_order_however_far_one_looks_ahead(steps):
+    def noise(positions, looked, seen=0):
+        found = looked.ahead(positions, 5, CPU, torch.Generator().manual_seed(seen))
+        return found.clone()
+
+    everything, looked, emitted = noise(400, Noise()), Noise(), 0
+    for ahead, kept in steps:
+        assert torch.equal(noise(ahead, looked), everything[emitted : emitted + ahead])
+        looked.emitted(min(kept, ahead))
+        emitted += min(kept, ahead)
+
+
+def test_noise_follows_the_seed_and_each_use_of_it_differs():
+    def draws(rng):
+        return Noise().ahead(3, 50, CPU, rng)
+
+    rng = torch.Generator().manual_seed(1)
+    first, second = draws(rng), draws(rng)
+    assert torch.equal(first, draws(torch.Generator().manual_seed(1)))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, draws(torch.Generator().manual_seed(2)))
+
+
+def test_another_vocabulary_gets_noise_of_its_own_size():
+    noise, rng = Noise(), torch.Generator()
+    assert noise.ahead(2, 5, CPU, rng).shape == (2, 5)
+    assert noise.ahead(3, 8, CPU, rng).shape == (3, 8)
 
 
 def test_half_precision_logits_are_filtered_in_full_precision():

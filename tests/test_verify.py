@@ -1,14 +1,18 @@
 """The walk along the target's own draws: hand cases, a slow reference, exact histories."""
 
+import sys
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
+from torch.overrides import TorchFunctionMode
 
 from d2sd.sampling import Sampling
 from d2sd.tree import Branch, TokenTree
-from d2sd.verify import Verdict, verify
+from d2sd.verify import Verdict, verify, verify_at_once, verify_row_by_row
 
 ANCHOR = 0
 VOCAB = 4
@@ -25,7 +29,10 @@ def choosing(tokens: list[int]) -> torch.Tensor:
 
 
 def judged(tree: TokenTree, tokens: list[int]) -> Verdict:
-    return verify(tree, choosing(tokens), Sampling(), [ANCHOR])
+    """The verdict of the walk, the same whether rows are read one by one or all at once."""
+    verdict = verify_row_by_row(tree, choosing(tokens), Sampling(), [ANCHOR])
+    assert verify_at_once(tree, choosing(tokens), Sampling(), [ANCHOR]) == verdict
+    return verdict
 
 
 def test_an_anchor_alone_emits_the_bonus_only():
@@ -102,3 +109,67 @@ def test_a_processor_that_writes_into_its_argument_leaves_the_scores_alone():
 def test_a_row_of_logits_too_many_is_refused():
     with pytest.raises(TypeCheckError):
         verify(grown((1,)), torch.zeros(2, 3, VOCAB), Sampling(), [ANCHOR])
+
+
+@pytest.mark.parametrize(
+    ("device", "processors", "rule"),
+    [
+        ("meta", (), "verify_at_once"),  # not the CPU: every transfer is waited for
+        ("meta", (lambda ids, logits: logits,), "verify_row_by_row"),
+        ("cpu", (), "verify_row_by_row"),
+    ],
+)
+def test_all_draws_are_made_at_once_where_transfers_are_waited_for(
+    monkeypatch, device, processors, rule
+):
+    chosen = Verdict((0,), bonus=2)
+    monkeypatch.setattr(sys.modules["d2sd.verify"], rule, lambda *given: chosen)
+    logits = torch.zeros(2, VOCAB, device=device)
+    assert verify(grown((1,)), logits, Sampling(processors=processors), [ANCHOR]) == chosen
+
+
+SETTINGS = [{}, {"top_k": 2}, {"top_p": 0.8}, {"min_p": 0.2}]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, *SETTINGS], ids=str)
+def test_all_at_once_reads_one_tensor(settings):
+    tree, sampling = grown((1, 2, 3), (1, 3)), Sampling(**{"temperature": 1.0} | settings)
+    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(1))
+    verify_at_once(tree, logits, sampling, [ANCHOR])  # the first draw seeds the noise
+    for _ in range(20):
+        with HostReads() as reads:
+            verify_at_once(tree, logits, sampling, [ANCHOR])
+        assert reads.names == ["tolist"]
+
+
+class HostReads(TorchFunctionMode):
+    """Collects the calls by which Python reads a tensor's values."""
+
+    READING = frozenset(
+        ["tolist", "item", "cpu", "numpy", "__int__", "__float__", "__bool__", "__index__"]
+    )
+
+    def __init__(self):
+        self.names = []
+
+    def __torch_function__(self, called, types, args=(), kwargs=None):
+        if called.__name__ in self.READING:
+            self.names.append(called.__name__)
+        return called(*args, **(kwargs or {}))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, *SETTINGS], ids=str)
+def test_a_step_waits_for_the_gpu_once(settings):
+    tree, sampling = grown((1, 2, 3), (1, 3)), Sampling(**{"temperature": 1.0} | settings)
+    logits = torch.randn(5, VOCAB, device="cuda")
+    verify(tree, logits, sampling, [ANCHOR])
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            verify(tree, logits, sampling, [ANCHOR])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1
