@@ -21,11 +21,15 @@ from d2sd.bench.prompts import read_prompts
 from d2sd.drafters.policies import parse_policies
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, open_session
+from d2sd.stages import PASSES
 
 POLICIES = (
     "none,ngram,block,best-first:budget=16,best-first:budget=32,dual,"
     "merged:budget=16,merged:budget=32,planned"
 )
+
+
+NAMES = {0.0: "greedy", 1.0: "sampled"}
 
 
 def say(words):
@@ -68,6 +72,68 @@ def table(suites, temperature, policies):
     return {"columns": ["suite", *policies], "rows": lines}
 
 
+def stages(suites, temperature, policies):
+    """Milliseconds of a step, by its parts, over all suites."""
+    of = [rows for (_, t), rows in suites.items() if t == temperature]
+    parts = list(of[0][policies[0]]["stages_ms"])
+    lines = []
+    for policy in policies:
+        rows = [suite[policy] for suite in of]
+        steps = sum(row["steps"] for row in rows)
+        mean = {
+            part: sum(row["stages_ms"][part] * row["steps"] for row in rows) / steps
+            for part in parts
+        }
+        total = sum(mean.values())
+        outside = 1 - sum(mean[part] for part in PASSES) / total
+        lines.append(
+            [
+                policy,
+                *(f"{mean[part]:.2f}" for part in parts),
+                f"{total:.1f}",
+                f"{100 * outside:.1f} %",
+            ]
+        )
+    return {"columns": ["policy", *parts, "step", "outside the passes"], "rows": lines}
+
+
+AIMS = (
+    # policy, acceptance length aimed at, nodes scored, rows of the second pass
+    ("block", 3.5, 16, 0),
+    ("dual", 4.7, 64, 4),
+    ("merged", 5.0, 65, 4),
+    ("merged", 5.0, 33, 4),
+)
+
+
+def predicted(costs, context=512):
+    """What the cost table says of drafters that reach the aims of training."""
+    plain = costs.target_seconds(1, context) + costs.overhead
+    lines = []
+    for policy, aim, nodes, rows in AIMS:
+        step = costs.target_seconds(nodes, context) + costs.first_seconds(context) + costs.overhead
+        step += costs.second_seconds(context, rows) if rows else 0.0
+        ratio = aim * plain / step
+        lines.append([policy, f"{aim:.1f}", str(nodes), f"{1000 * step:.1f}", f"{ratio:.2f}"])
+    columns = ["policy", "acceptance length aimed at", "nodes", "step in ms", "predicted speed-up"]
+    return {"columns": columns, "rows": lines}
+
+
+def prices(costs):
+    """The cost table in milliseconds."""
+    columns = ["nodes", *(f"{context} tokens" for context in costs.contexts)]
+    rows = [
+        [str(nodes), *(f"{1000 * seconds:.1f}" for seconds in row)]
+        for nodes, row in zip(costs.nodes, costs.target, strict=True)
+    ]
+    for name, table in (("first pass", costs.first), ("second pass", costs.second)):
+        for count, row in zip(costs.rows, table, strict=True):
+            if count in (1, 4):
+                label = f"{name}, {count} row{'s' if count > 1 else ''}"
+                rows.append([label, *(f"{1000 * seconds:.1f}" for seconds in row)])
+    return {"columns": columns, "rows": rows}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suites", type=Path)
@@ -79,7 +145,6 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eager", action="store_true")
-    parser.add_argument("--quantize", default="none")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("speed.json"))
     options = parser.parse_args()
     policies = parse_policies(options.policies)
@@ -101,7 +166,12 @@ def main():
     names = [policy.text for policy in policies]
     temperatures = sorted({temperature for _, temperature in suites})
     result = {
-        "tables": {f"T = {t:g}": table(suites, t, names) for t in temperatures},
+        "tables": {
+            **{NAMES.get(t, f"t{t:g}"): table(suites, t, names) for t in temperatures},
+            "stages": stages(suites, temperatures[0], names),
+            "costs": prices(session.costs),
+            "predicted": predicted(session.costs),
+        },
         "prompts_a_suite": options.limit,
         "max_new_tokens": options.max_new_tokens,
         "compiled": session.is_compiled,
