@@ -245,3 +245,8 @@ def test_a_drafter_for_another_model_is_refused(shipped) -> None:
     words = rf"the first drafter '.*first' knows {VOCAB} tokens, the target \w+ knows 97"
     with pytest.raises(ValueError, match=words):
         ours(model, [5], load_drafter("dual", *shipped), max_new_tokens=8)
+
+
+def test_a_policy_that_goes_by_costs_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose merged"):
+        load_drafter("planned")

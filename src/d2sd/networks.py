@@ -124,9 +124,16 @@ def load_drafter(
 ) -> UnboundDrafter:
     """A drafting policy with the networks in folders or under hub ids, for `custom_generate`.
 
-    Without `second`, the first network serves both passes.
+    Without `second`, the first network serves both passes. Raises ValueError for a policy that
+    goes by a cost table: a session measures one, transformers' generate has none.
     """
-    return UnboundDrafter(parse_policy(policy), load_networks(first, second))
+    parsed = parse_policy(policy)
+    if parsed.needs_costs:
+        raise ValueError(
+            f"policy {parsed.name!r} goes by what passes cost on this machine, which is not known "
+            "inside transformers' generate; choose merged, or open a session"
+        )
+    return UnboundDrafter(parsed, load_networks(first, second))
 
 
 def check_fit(networks: Networks, target: HFTarget) -> None:
