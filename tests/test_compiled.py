@@ -178,6 +178,8 @@ def test_tune_compiles_once_and_later_sessions_run_it(home, tmp_path, monkeypatc
     prompts = write_prompts(tmp_path / "p.jsonl", ["hello"])
     bench = ["bench", *options, "--prompts", str(prompts), "--max-new-tokens", "8"]
     assert run([*bench, "--policies", "none,block"]) == 0
+    audit = ["verify", *options, "--prompts", str(prompts), "--max-new-tokens", "8"]
+    assert run([*audit, "--policy", "block"]) == 0  # reads with the model itself, kept for it
 
 
 def test_without_a_compiler_the_eager_passes_stay_and_one_note_says_so(

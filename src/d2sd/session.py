@@ -57,6 +57,7 @@ class ModelChoice:
     dtype: str = "auto"
     device: str = "auto"
     compiled: bool = True
+    keep_layers: bool = False
     quantize: str = "none"
 
     def torch_device(self) -> torch.device:
@@ -79,10 +80,12 @@ class ModelChoice:
         return DTYPES[self.dtype]
 
     def exact(self) -> ModelChoice:
-        """The same, but that on the CPU "auto" is float32, whatever is faster on this machine."""
-        if self.dtype == "auto" and self.torch_device().type == "cpu":
-            return replace(self, dtype="float32")
-        return self
+        """The same for figures and audits: they must not depend on what is faster here.
+
+        On the CPU "auto" is float32, and the model stays whole beside compiled passes.
+        """
+        on_cpu = self.dtype == "auto" and self.torch_device().type == "cpu"
+        return replace(self, dtype="float32" if on_cpu else self.dtype, keep_layers=True)
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def open_session(
     tokenizer = load_tokenizer(folder)
     session = Session(choice.model, model, target, tokenizer, networks, tell, choice.quantize)
     if choice.compiled:
-        use_compiled(session.compilable)
+        use_compiled(session.compilable, choice.keep_layers)
     for policy in wanted:
         session.drafter(policy)  # what cannot be built is said before anything is generated
     return session

@@ -39,7 +39,7 @@ def opened(options: ModelOptions, policies: Sequence[Policy], exact: bool = Fals
         options.dtype,
         options.device,
         options.compiled,
-        options.quantize,
+        quantize=options.quantize,
     )
     waiting = notes.status(f"loading {options.model}") if notes.is_terminal else nullcontext()
     with waiting:

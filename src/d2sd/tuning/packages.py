@@ -81,10 +81,11 @@ def compile_all(passes: Compilable, tell: Callable[[str], object]) -> None:
             compile_draft(network, passes.target.head, folder)
 
 
-def use_compiled(passes: Compilable) -> bool:
+def use_compiled(passes: Compilable, keep_layers: bool = False) -> bool:
     """Let target and drafters run their compiled passes, where there are some for all of them.
 
-    The model's own decoder layers are dropped then: their weights are in the packages.
+    The model's own decoder layers are dropped then, unless they are to be kept: their weights
+    are in the packages.
     """
     drafters = list(passes.drafters)
     if not passes.target_package.exists() or not all(is_compiled(path) for _, path in drafters):
@@ -96,7 +97,8 @@ def use_compiled(passes: Compilable) -> bool:
     for network, folder in drafters:
         eager = EagerDraftPass(network, target.embed, target.head)
         passes.networks.passes.set(network, target, CompiledDraftPass(folder, eager))
-    decoder_layers(model.base_model, config.num_hidden_layers).to("meta")
+    if not keep_layers:
+        decoder_layers(model.base_model, config.num_hidden_layers).to("meta")
     return True
 
 
