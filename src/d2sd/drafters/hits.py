@@ -10,6 +10,10 @@ LONGEST = 16
 """Suffixes that match for longer are as good as this."""
 
 
+AGEING = 64
+"""Steps after which evidence that was not renewed counts a third."""
+
+
 @dataclass(slots=True)
 class Average:
     """What a unit gave of late: two sums that forget, with `memory` additions in mind.
@@ -26,10 +30,10 @@ class Average:
         self.total = kept * self.total + total
         self.units = kept * self.units + units
 
-    def age(self) -> None:
-        """Time passed without an addition: old evidence counts less, down to one unit of it."""
-        if self.units > 1:
-            kept = max(1 - 1 / self.memory, 1 / self.units)
+    def age(self, least: float = 1.0) -> None:
+        """A step passed without an addition: old evidence counts less, down to `least` units."""
+        if self.units > least:
+            kept = max(1 - 1 / AGEING, least / self.units)
             self.total, self.units = kept * self.total, kept * self.units
 
     @property

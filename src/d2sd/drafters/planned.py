@@ -77,7 +77,7 @@ class PlannedDrafter(Drafter):
             option = self._drafted(step)
             gain.add(option.choice.value - self._pace * step.seconds[2] - before)
         else:
-            gain.age()
+            self._estimates.skipped_first(option.predicted)
         step.option = option
         self._last = step
         return option.tree(context.anchor, copy)
@@ -117,7 +117,7 @@ class PlannedDrafter(Drafter):
         masses = [mass for mass, _ in weighed]
         count = self._second_count(step, masses)
         if not count:
-            self._estimates.lift.age()
+            self._estimates.skipped_second()
             return option
         kept = [tokens for _, tokens in weighed[:count]]
         second = self._rows(step, 1, kept, [second_source(first, tokens) for tokens in kept])

@@ -94,9 +94,9 @@ class Estimates:
     def __post_init__(self) -> None:
         self.pace = Average(4.0, 4.0 * self.plain_seconds, memory=64)
         """Tokens a second."""
-        self.trust = [Average(8.0, 8.0, memory=512) for _ in range(2)]
+        self.trust = [Average(4.0, 4.0, memory=512) for _ in range(2)]
         """Of each pass: how often its best token comes true, over how sure it was."""
-        self.kept = [Average(8.0, 8.0, memory=256) for _ in range(2)]
+        self.kept = [Average(4.0, 4.0, memory=256) for _ in range(2)]
         """Accepted over predicted tokens, of trees without and with a pass."""
         self.slowness = [Average(4.0, 4.0) for _ in range(3)]
         """Measured over predicted seconds: target, first pass, second pass."""
@@ -119,3 +119,15 @@ class Estimates:
     def level(self, copied: float) -> Average:
         """Of `gain`, for steps in which `copied` tokens are expected without a pass."""
         return self.gain[sum(copied >= least for least in LEVELS)]
+
+    def skipped_first(self, copied: float) -> None:
+        """A step was made without a pass: what is known of passes grows old."""
+        self.level(copied).age()
+        for average in (self.trust[0], self.kept[True]):
+            average.age(least=2.0)
+        self.skipped_second()
+
+    def skipped_second(self) -> None:
+        """A step was made without a second pass."""
+        self.lift.age()
+        self.trust[1].age(least=2.0)
