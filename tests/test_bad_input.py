@@ -91,13 +91,13 @@ MEASURED = "--model {home}/target --device cpu --prompts"
         # what is missing
         (f"{GENERATE} --model {{home}}/target", "policy 'dual' needs a drafter"),
         (f"{BLOCK[:-10]} --second-drafter {{home}}/drafter", "give --drafter as well"),
-        (f"{NONE} {{home}}/wordless", "no chat template; use --raw"),
+        (f"{NONE} {{home}}/wordless --dtype float32", "no chat template; use --raw"),
         # numbers and names
         (f"{NONE} {{home}}/target --temperature -1", "temperature is -1.0"),
         (f"{NONE} {{home}}/target --top-p 0", "top_p is 0.0"),
         (f"{NONE} {{home}}/target --top-k -2", "top_k is -2"),
         (f"{NONE} {{home}}/target --min-p 1", "min_p is 1.0"),
-        (f"{NONE} {{home}}/target --max-new-tokens 0", "max_new_tokens is 0"),
+        (f"{NONE} {{home}}/target --dtype float32 --max-new-tokens 0", "max_new_tokens is 0"),
         (f"{NONE} {{home}}/target --dtype float8", "dtype 'float8' is unknown"),
         (f"{NONE} {{home}}/target --device moon", "device 'moon' is unknown"),
         (f"{GENERATE} --policy best", "unknown policy 'best'"),
@@ -113,7 +113,7 @@ MEASURED = "--model {home}/target --device cpu --prompts"
         (f"verify {MEASURED} {{home}}/nothing.jsonl --policy none", "cannot be read"),
         (f"bench {MEASURED} {{home}}/prompts.jsonl --limit 0", "limit is 0"),
         (f"bench {MEASURED} {{home}}/prompts.jsonl --policies none,better", "'better'"),
-        (f"bench {MEASURED} {{home}}/prompts.jsonl --policies none,none", "one twice"),
+        (f"bench {MEASURED} {{home}}/prompts.jsonl --dtype float32 --policies none,none", "twice"),
         (
             f"verify {MEASURED} {{home}}/prompts.jsonl --policy none --dtype bfloat16 "
             "--temperature 1",

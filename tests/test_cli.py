@@ -188,9 +188,11 @@ def test_a_dash_reads_standard_input(d2sd, monkeypatch) -> None:
 
 def test_one_drafter_serves_both_passes_and_it_is_said(d2sd) -> None:
     line = "generate hello --model {target} --drafter {first} --max-new-tokens 8"
-    code, _, notes = d2sd(line)
+    code, out, notes = d2sd(f"{line} --json")
     assert code == 0
     assert "serves both passes" in notes
+    seconds = json.loads(out)["split"]["seconds"]
+    assert min(seconds["draft 1"], seconds["draft 2"]) > 0  # told apart by pass
     assert "serves both passes" not in d2sd(f"{line} --policy block")[2]
 
 

@@ -1,8 +1,8 @@
 """The law of what is emitted: χ² against the target's exact law, and mutants that must fail.
 
 Three tokens over a vocabulary of three are 27 outcomes. The true rule must stay near its degrees
-of freedom for every shape of tree; each mutant is a mistake met in published code, written with
-the signature of `verify`, and must be found out by a wide margin.
+of freedom for every shape of tree; each mutant is a mistake met in published code or noise that
+is used twice, written with the signature of `verify`, and must be found out by a wide margin.
 """
 
 import itertools

@@ -6,32 +6,25 @@ import pytest
 import torch
 
 from d2sd import precision
-from d2sd.precision import ENOUGH, automatic_dtype
+from d2sd.precision import ENOUGH, faster_dtype, why_faster
 from d2sd.session import ModelChoice
 
-CPU = torch.device("cpu")
 measured_gain = precision.bfloat16_gain  # conftest puts a constant in its place for the tests
 
 
-def chosen(monkeypatch, gain: float, device: torch.device = CPU) -> tuple[torch.dtype, list[str]]:
-    said: list[str] = []
+@pytest.mark.parametrize(
+    ("gain", "dtype", "words"),
+    [
+        (2.08, torch.bfloat16, "bfloat16: 2.1 times as fast as float32 here"),
+        (ENOUGH, torch.bfloat16, "bfloat16: 1.2 times as fast"),
+        (ENOUGH - 0.01, torch.float32, "float32: bfloat16 is 1.2 times as fast here"),
+        (0.33, torch.float32, "float32: bfloat16 is 0.3 times as fast here"),
+    ],
+)
+def test_bfloat16_must_be_clearly_faster(monkeypatch, gain, dtype, words):
     monkeypatch.setattr(precision, "bfloat16_gain", lambda threads: gain)
-    return automatic_dtype(device, said.append), said
-
-
-def test_bfloat16_must_be_clearly_faster(monkeypatch):
-    assert chosen(monkeypatch, ENOUGH)[0] == torch.bfloat16
-    assert chosen(monkeypatch, ENOUGH - 0.01)[0] == torch.float32
-
-
-def test_the_choice_is_said_in_one_line(monkeypatch):
-    assert chosen(monkeypatch, 2.08)[1] == ["bfloat16: 2.1 times as fast as float32 here"]
-    [line] = chosen(monkeypatch, 0.33)[1]
-    assert line.startswith("float32: bfloat16 is 0.3 times as fast here")
-
-
-def test_a_gpu_is_not_measured(monkeypatch):
-    assert chosen(monkeypatch, 0.1, torch.device("cuda")) == (torch.bfloat16, [])
+    assert faster_dtype() == dtype
+    assert why_faster().startswith(words)
 
 
 @pytest.mark.parametrize(("slower", "expected"), [(torch.float32, 3.0), (torch.bfloat16, 1 / 3)])
@@ -67,3 +60,10 @@ def test_the_automatic_choice_can_be_kept_from_the_machine(monkeypatch):
     assert choice.torch_dtype() == torch.bfloat16
     assert choice.exact().torch_dtype() == torch.float32
     assert ModelChoice(device="cpu", dtype="bfloat16").exact().torch_dtype() == torch.bfloat16
+
+
+def test_a_gpu_is_not_measured(monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda threads: 0.1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert ModelChoice(device="cuda").torch_dtype() == torch.bfloat16
+    assert ModelChoice(device="cuda").exact().torch_dtype() == torch.bfloat16

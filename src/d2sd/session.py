@@ -17,7 +17,7 @@ from d2sd.drafters.policies import Policy, build_drafter, parse_policy
 from d2sd.interfaces import Drafter
 from d2sd.models.resolve import resolve, shipped_drafters
 from d2sd.networks import Networks, check_fit, load_networks
-from d2sd.precision import automatic_dtype
+from d2sd.precision import faster_dtype, why_faster
 from d2sd.provenance import provenance
 from d2sd.stages import Stage, untimed
 from d2sd.target.compiled import CompiledPass
@@ -72,12 +72,23 @@ class ModelChoice:
             raise ValueError(f"device {name!r} was asked for and no GPU is there; choose cpu")
         return device
 
-    def torch_dtype(self, tell: Tell = _silent) -> torch.dtype:
+    def torch_dtype(self) -> torch.dtype:
         if self.dtype == "auto":
-            return automatic_dtype(self.torch_device(), tell)
+            if self.measures_dtype:
+                return faster_dtype()
+            return torch.float32 if self.torch_device().type == "cpu" else torch.bfloat16
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is unknown; choose {' or '.join(DTYPES)}")
         return DTYPES[self.dtype]
+
+    @property
+    def measures_dtype(self) -> bool:
+        """Whether the number type is the one that this CPU turns out to be faster in.
+
+        Not of an int8 target: rounding before an int8 product does more harm than elsewhere.
+        """
+        automatic = self.dtype == "auto" and self.quantize == "none"
+        return automatic and self.torch_device().type == "cpu"
 
     def exact(self) -> ModelChoice:
         """The same for figures and audits: they must not depend on what is faster here.
@@ -185,7 +196,7 @@ def open_session(
     is damaged or does not fit.
     """
     wanted = [parse_policy(policy) if isinstance(policy, str) else policy for policy in policies]
-    device, dtype = choice.torch_device(), choice.torch_dtype(tell)
+    device, dtype = choice.torch_device(), choice.torch_dtype()
     check_quantization(choice.quantize, device)
     # also where no policy needs them: a compiled pass is the one that taps layers for them
     needed = max((policy.proposers for policy in wanted), default=0)
@@ -207,6 +218,8 @@ def open_session(
         use_compiled(session.compilable, choice.keep_layers)
     for policy in wanted:
         session.drafter(policy)  # what cannot be built is said before anything is generated
+    if choice.measures_dtype:
+        tell(why_faster())
     return session
 
 

@@ -58,7 +58,7 @@ class ModelOptions:
             "--dtype",
             MODEL,
             "float32, bfloat16, or auto: bfloat16 on a GPU and on a CPU where a quick measurement "
-            "finds it faster, else float32. verify and evaluate: float32 on any CPU.",
+            "finds it faster, else float32. verify, evaluate and int8: float32 on any CPU.",
             "TYPE",
         ),
     ] = "auto"
