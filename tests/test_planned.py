@@ -114,7 +114,8 @@ def repetitive(length):
     return tuple(text[:length])
 
 
-FIXED = ("none", "ngram", "best-first:budget=8", "merged:budget=16")
+ALL = ("none", "ngram", "best-first:budget=8", "merged:budget=16")
+UNFORESEEN = random_table(VOCAB, scale=0.1)  # every token is about as likely as any other
 FREE = straight_costs(node=0.02, first=0, row=0, second=0)
 DEAR = straight_costs(node=0.05, first=0.7, row=0.1, second=0.7)
 SECOND_PAYS = straight_costs(node=0.02, first=0.1, row=0.01, second=0.02)
@@ -123,23 +124,22 @@ MIDDLING = straight_costs(node=0.03, first=0.3, row=0.05, second=0.3)
 
 
 @pytest.mark.parametrize(
-    ("costs", "inner", "text", "best"),
+    ("costs", "inner", "text", "best", "others"),
     [
-        (FREE, KNOWING, drawn(900), "merged:budget=16"),
-        (DEAR, ERRING, drawn(1500, table=random_table(VOCAB, scale=0.1)), "none"),
-        (SECOND_PAYS, KNOWING, drawn(900), "merged:budget=16"),
-        (SECOND_DEAR, KNOWING, drawn(900), "best-first:budget=8"),
-        (MIDDLING, ERRING, repetitive(900), "ngram"),
+        (FREE, KNOWING, drawn(700), "merged:budget=16", ALL),
+        (DEAR, ERRING, drawn(2000, table=UNFORESEEN), "none", ["ngram"]),
+        (SECOND_PAYS, KNOWING, drawn(700), "merged:budget=16", ALL[2:]),
+        (SECOND_DEAR, KNOWING, drawn(700), "best-first:budget=8", ALL[2:]),
+        (MIDDLING, ERRING, repetitive(700), "ngram", ALL[:1]),
     ],
     ids=["drafting is free", "nothing pays", "second pays", "second is dear", "copies pay"],
 )
-def test_never_behind_the_best_fixed_policy(costs, inner, text, best):
+def test_never_behind_the_best_fixed_policy(costs, inner, text, best, others):
     rates = {}
-    for name in FIXED:
+    for name in {best, *others}:
         machine = Machine(costs)
-        rates[name] = machine.rate(
-            build_drafter(parse_policy(name), *machine.proposers(inner)), text
-        )
+        drafter = build_drafter(parse_policy(name), *machine.proposers(inner))
+        rates[name] = machine.rate(drafter, text)
     assert max(rates, key=rates.get) == best  # the regime is what it is meant to be
     machine = Machine(costs)
     assert machine.rate(machine.planned(inner), text) >= 0.98 * rates[best]
@@ -152,7 +152,7 @@ def test_the_tokens_are_those_of_plain_decoding(inner, temperature):
         sampling = Sampling(temperature, rng=torch.Generator().manual_seed(3))
         steps = decode(MarkovTarget(TABLE), drafter, [4], sampling)
         emitted = itertools.chain.from_iterable(step.emitted for step in steps)
-        return list(itertools.islice(emitted, 150))
+        return list(itertools.islice(emitted, 80))
 
     drafter = Machine(MIDDLING).planned(inner)
     assert output(drafter) == output(NoDrafter())
@@ -209,7 +209,7 @@ def test_copies_join_a_pass_in_one_tree():
 
 
 def test_tries_stay_within_their_share():
-    text = drawn(2500, table=random_table(VOCAB, scale=0.1))
+    text = drawn(1500, table=UNFORESEEN)
     machine = Machine(DEAR)
     drafter = machine.planned(ERRING)
     settling = sum(len(tree) for tree in machine.trees(drafter, text[:300]))
@@ -225,9 +225,9 @@ def test_a_drafter_that_gets_worse_is_left_and_taken_up_again():
     costs = straight_costs(node=0.05, first=0.3, row=2.0, second=5.0)
     machine = Machine(costs)
     drafter = machine.planned()
-    foreign = drawn(1500, seed=3, table=random_table(VOCAB, scale=0.1))
+    foreign = drawn(600, seed=3, table=UNFORESEEN)
     shares = []
-    for text in (drawn(400), foreign, drawn(1500, seed=4)):
+    for text in (drawn(400), foreign, drawn(1000, seed=4)):
         before = machine.passes[0].passes
         steps = len(list(machine.trees(drafter, text)))
         shares.append((machine.passes[0].passes - before) / steps)
@@ -257,10 +257,10 @@ def test_another_sequence_teaches_nothing_wrong():
     machine = Machine(straight_costs())
     drafter = machine.planned()
     machine.rate(drafter, drawn(200))
-    before = drafter._estimates.pace.value, drafter._estimates.kept[True].value
+    before = drafter._estimates.rate.value, drafter._estimates.kept[True].value
     machine.clock.now += 50
     drafter.draft(context_of(drawn(200, seed=8)))
-    after = drafter._estimates.pace.value, drafter._estimates.kept[True].value
+    after = drafter._estimates.rate.value, drafter._estimates.kept[True].value
     assert after == pytest.approx(before)
 
 

@@ -113,7 +113,7 @@ def test_probes_are_taken_when_there_is_time():
 
 
 def test_decoding_is_taken_to_be_plain_at_first():
-    assert Estimates(0.25).pace.value == pytest.approx(4.0)
+    assert Estimates(0.25).rate.value == pytest.approx(4.0)
 
 
 def test_levels_part_by_the_copied_tokens_expected():

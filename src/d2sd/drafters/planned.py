@@ -75,7 +75,7 @@ class PlannedDrafter(Drafter):
         if self._proposers and self._first_pays(step, gain.value):
             before = option.choice.value
             option = self._drafted(step)
-            gain.add(option.choice.value - self._pace * step.seconds[2] - before)
+            gain.add(option.choice.value - self._rate * step.seconds[2] - before)
         else:
             self._estimates.skipped_first(option.predicted)
         step.option = option
@@ -83,8 +83,8 @@ class PlannedDrafter(Drafter):
         return option.tree(context.anchor, copy)
 
     @property
-    def _pace(self) -> float:
-        return self._estimates.pace.value
+    def _rate(self) -> float:
+        return self._estimates.rate.value
 
     def _target_seconds(self, context: int) -> list[float]:
         """Of the target's pass over 0, 1, … drafted nodes, as the machine is of late."""
@@ -100,13 +100,13 @@ class PlannedDrafter(Drafter):
         joined = spliced(start, step.copy, self._estimates.hits)
         paths = ranked_paths(joined.start, self._bounds.budget)
         kept = self._estimates.kept_share(bool(rows))
-        choice = best_budget(paths.chances, step.target, self._pace, kept)
+        choice = best_budget(paths.chances, step.target, self._rate, kept)
         return _Option(start, paths, choice, joined.opinions)
 
     def _first_pays(self, step: _Step, gain: float) -> bool:
         """Whether a pass is expected to add more than it costs; now and then a try."""
         seconds = self._pass_seconds(0, step.context.committed, 1)
-        return gain > self._pace * seconds or self._estimates.probes.take(seconds)
+        return gain > self._rate * seconds or self._estimates.probes.take(seconds)
 
     def _drafted(self, step: _Step) -> _Option:
         [first] = self._rows(step, 0, [()], ["first"])
@@ -131,9 +131,9 @@ class PlannedDrafter(Drafter):
         committed = step.context.committed
         seconds = [0.0, *(self._pass_seconds(1, committed, count) for count in rows)]
         lift = self._estimates.lift.value
-        if count := second_rows(masses, lift, seconds, self._pace).count:
+        if count := second_rows(masses, lift, seconds, self._rate).count:
             return count
-        tried = max(second_rows(masses, TRIED_LIFT, seconds, self._pace).count, min(1, len(masses)))
+        tried = max(second_rows(masses, TRIED_LIFT, seconds, self._rate).count, min(1, len(masses)))
         return tried if tried and self._estimates.probes.take(seconds[tried]) else 0
 
     def _rows(
@@ -182,7 +182,7 @@ class PlannedDrafter(Drafter):
             seconds = min(max(now - last.started - passes, 0.0), OUTLIER * expected)
             slow = self._estimates.slow(0)
             self._estimates.slowness[0].add(seconds * slow / expected)
-        self._estimates.pace.add(float(emitted), passes + seconds)
+        self._estimates.rate.add(float(emitted), passes + seconds)
         self._estimates.probes.elapsed += passes + seconds
 
     def _learn_hits(self, last: _Step, emitted: Sequence[int]) -> None:

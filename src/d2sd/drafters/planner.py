@@ -92,7 +92,7 @@ class Estimates:
     probes: Probes = field(default_factory=Probes)
 
     def __post_init__(self) -> None:
-        self.pace = Average(4.0, 4.0 * self.plain_seconds, memory=64)
+        self.rate = Average(4.0, 4.0 * self.plain_seconds, memory=64)
         """Tokens a second."""
         self.trust = [Average(4.0, 4.0, memory=512) for _ in range(2)]
         """Of each pass: how often its best token comes true, over how sure it was."""
