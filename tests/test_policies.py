@@ -135,7 +135,7 @@ def test_planned_needs_no_drafter_but_a_cost_table():
     planned = parse_policy("planned")
     tree = build_drafter(planned, None, None, straight_costs()).draft(context_of([1, 2, 3, 1, 2]))
     assert set(tree.sources[1:]) == {"ngram"}
-    with pytest.raises(ValueError, match="'planned' needs a cost table .* run d2sd tune"):
+    with pytest.raises(ValueError, match=r"'planned' needs a cost table .* run d2sd tune"):
         build_drafter(planned, *proposers())
 
 

@@ -66,16 +66,8 @@ def cascade(
     outputs = query.new_empty(parts, kv_heads, rows, value_width, dtype=torch.float32)
     sums = query.new_empty(parts, kv_heads, rows, dtype=torch.float32)
     merged = query.new_empty(1, nodes, heads, value_width).transpose(1, 2)
-    sizes = {
-        "nodes": nodes,
-        "group": heads // kv_heads,
-        "width": width,
-        "value_width": value_width,
-        "row_block": block,
-        "column_block": column_block(width, query.dtype),
-        "width_block": _padded(width),
-        "value_block": _padded(value_width),
-    }
+    sizes = {"nodes": nodes, "group": heads // kv_heads, "row_block": block}
+    sizes |= _widths(width, value_width, query.dtype)
     _context_kernel[(parts, kv_heads, blocks)](
         *_placed(query), *_placed(context.keys), *_placed(context.values),
         outputs, sums, seen.length, scale, **sizes,
@@ -101,6 +93,17 @@ def column_block(width: int, dtype: torch.dtype) -> int:
     if dtype.itemsize == 2:
         return MOST_COLUMNS
     return min(MOST_COLUMNS, max(16, 2048 // _padded(width)))
+
+
+def _widths(width: int, value_width: int, dtype: torch.dtype) -> dict[str, int]:
+    """Both kernels' sizes along the heads' dimensions, and how many columns they take at a time."""
+    return {
+        "width": width,
+        "value_width": value_width,
+        "column_block": column_block(width, dtype),
+        "width_block": _padded(width),
+        "value_block": _padded(value_width),
+    }
 
 
 def _padded(width: int) -> int:
@@ -198,6 +201,16 @@ def _context_kernel(  # noqa: PLR0913
 
 
 @_kernel
+def _joined(
+    output: tensor, lse: tensor, highest: tensor, total: tensor, mixed: tensor
+) -> tensor:
+    """What was attended so far, and a part of the context that was attended apart."""
+    higher = tl.maximum(highest, lse)
+    kept, added = tl.exp(highest - higher), tl.exp(lse - higher)
+    return higher, total * kept + added, mixed * kept[:, None] + output * added[:, None]
+
+
+@_kernel
 def _own_kernel(  # noqa: PLR0913
     query: tensor, query_head: tensor, query_node: tensor, keys: tensor, key_head: tensor,
     key_row: tensor, values: tensor, value_head: tensor, value_row: tensor, merged: tensor,
@@ -233,11 +246,7 @@ def _own_kernel(  # noqa: PLR0913
         place = (part * tl.num_programs(0) + head) * group * nodes + row
         lse = tl.load(sums + place, mask=inside, other=float("-inf"))
         output = tl.load(outputs + place[:, None] * value_width + dim, mask=stored, other=0.0)
-        higher = tl.maximum(highest, lse)
-        kept, added = tl.exp(highest - higher), tl.exp(lse - higher)
-        total = total * kept + added
-        mixed = mixed * kept[:, None] + output * added[:, None]
-        highest = higher
+        highest, total, mixed = _joined(output, lse, highest, total, mixed)
     place = (head * group + row // nodes) * merged_head + row % nodes * merged_node
     final = (mixed / total[:, None]).to(merged.dtype.element_ty)
     tl.store(merged + place[:, None] + dim, final, mask=stored)
