@@ -10,13 +10,12 @@ from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cascades import HEADS, Case, Heads, random_case
+from d2sd.attention import attention_with_lse, reference_attention
 from d2sd.target import cascade
 from d2sd.target.cascade import (
     TreeRows,
-    attention_with_lse,
     branch_mask,
     one_level,
-    reference_attention,
     tree_attention,
     two_level,
 )

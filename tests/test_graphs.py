@@ -10,11 +10,11 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from conftest import tiny_model
+from d2sd.attention import reference_attention
 from d2sd.decode import decode
 from d2sd.drafters.none import NoDrafter
 from d2sd.sampling import Sampling
 from d2sd.target import graphs
-from d2sd.target.cascade import reference_attention
 from d2sd.target.graphs import GraphedPass
 from d2sd.target.hf import HFTarget
 from d2sd.tree import TokenTree

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from d2sd.aot import FEWEST, Marker, compile_program
-from d2sd.drafters.network import DraftNetwork, KeyValues
+from d2sd.attention import Attended, attention_with_lse, merge
+from d2sd.drafters.network import Attend, DraftNetwork, KeyValues, attend
 from d2sd.drafters.passes import ContextRows, DraftPass, EagerDraftPass, narrowed, scaled
 
 READ, DRAFT = "read.pt2", "draft.pt2"
@@ -18,6 +21,32 @@ ROWS = (2, 4, 6, 8)
 """Rows that a pass is padded to; more are rounded up to a multiple of 4."""
 READ_ROWS = (2, 4, 8, 16)
 """Rows of features that a reading is padded to; longer ones, such as prompts, are left to eager."""
+
+
+def flash_attend(
+    query: Float[Tensor, "sequences kv_heads blocks slots groups dim"],
+    context: KeyValues,
+    own: KeyValues,
+    mask: Tensor | None,
+) -> Float[Tensor, "sequences kv_heads blocks slots groups dim"]:
+    """`network.attend` for one sequence in two levels: the context, and each block by itself.
+
+    Layers with a mask (sliding windows, causal blocks) are left to the definition.
+    """
+    if mask is not None:
+        return attend(query, context, own, mask)
+    _, kv, a, b, g, d = query.shape
+    far = attention_with_lse(
+        query.reshape(1, kv, a * b * g, d), context.keys, context.values, None, 1.0
+    )
+    keys, values = own.keys[0].transpose(0, 1), own.values[0].transpose(0, 1)
+    rows = query[0].transpose(0, 1).reshape(a, kv, b * g, d)
+    near = attention_with_lse(rows, keys, values, None, 1.0)
+    moved = Attended(
+        near.output.transpose(0, 1).reshape(1, kv, a * b * g, d),
+        near.lse.transpose(0, 1).reshape(1, kv, a * b * g),
+    )
+    return merge(far, moved).view(1, kv, a, b, g, d)
 
 
 class Drafting(nn.Module):
@@ -75,7 +104,7 @@ def compile_draft(network: DraftNetwork, head: nn.Module, folder: Path) -> None:
     context = torch.empty(11, device=device)
     example = (embeds, asked, rows.keys, rows.values, context)
     free = ({0: auto, 1: auto}, {0: auto}, {2: auto}, {2: auto}, {0: auto})
-    with torch.no_grad():
+    with torch.no_grad(), attending_by(network, flash_attend):
         program = torch.export.export(
             Drafting(network, head), example, dynamic_shapes=free, strict=False
         )
@@ -88,6 +117,19 @@ def compile_draft(network: DraftNetwork, head: nn.Module, folder: Path) -> None:
             strict=False,
         )
         compile_program(program, folder / READ, device)
+
+
+@contextmanager
+def attending_by(network: DraftNetwork, function: Attend) -> Iterator[None]:
+    """All layers of `network` attend by `function` inside the `with` block."""
+    before = [layer.self_attn.attend for layer in network.layers]
+    try:
+        for layer in network.layers:
+            layer.self_attn.attend = function
+        yield
+    finally:
+        for layer, own in zip(network.layers, before, strict=True):
+            layer.self_attn.attend = own
 
 
 def is_compiled(folder: Path) -> bool:

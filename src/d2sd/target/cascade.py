@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-HALF = (torch.float16, torch.bfloat16)
+from d2sd.attention import Attended, attention_with_lse, merge
 
 CASCADE_FROM = 1 << 17
 """Nodes times committed rows from which a CPU is faster with two levels than with one masked call.
@@ -30,57 +29,6 @@ Two calls and a merge cost a fixed time more, reading the mask a time that grows
 
 WORD = 64
 """Nodes whose visibility fits in one integer."""
-
-
-class Attended(NamedTuple):
-    """What rows get from some keys: the weighted values, and how much weight there was.
-
-    `lse` is the natural logarithm of each row's softmax denominator (log-sum-exp of its scores), in
-    fp32 or better.
-    """
-
-    output: Float[Tensor, "1 kv_heads rows value_dim"]
-    lse: Float[Tensor, "1 kv_heads rows"]
-
-
-def attention_with_lse(
-    query: Float[Tensor, "1 kv_heads rows head_dim"],
-    keys: Float[Tensor, "1 kv_heads columns head_dim"],
-    values: Float[Tensor, "1 kv_heads columns value_dim"],
-    mask: Float[Tensor, "1 1 rows columns"] | None,
-    scale: float,
-) -> Attended:
-    """Plain attention with its log-sum-exp, by the fastest kernel torch has for the device.
-
-    `mask` is additive and of the query's dtype; without one every row sees every column. There
-    must be at least one column. On a GPU only unmasked half-precision attention has such a kernel
-    in torch; the rest is `reference_attention` there.
-    """
-    same_width = query.shape[-1] == values.shape[-1]
-    if query.device.type == "cpu" and same_width:
-        on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return Attended(*on_cpu(query, keys, values, 0.0, False, attn_mask=mask, scale=scale))
-    if query.device.type == "cuda" and same_width and mask is None and query.dtype in HALF:
-        on_cuda = torch.ops.aten._scaled_dot_product_flash_attention
-        return Attended(*on_cuda(query, keys, values, scale=scale)[:2])
-    return reference_attention(query, keys, values, mask, scale)
-
-
-def reference_attention(
-    query: Float[Tensor, "1 kv_heads rows head_dim"],
-    keys: Float[Tensor, "1 kv_heads columns head_dim"],
-    values: Float[Tensor, "1 kv_heads columns value_dim"],
-    mask: Float[Tensor, "1 1 rows columns"] | None,
-    scale: float,
-) -> Attended:
-    """The same by the definition, on any device and in any dtype; scores are in fp32 or better."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide) @ keys.to(wide).transpose(-1, -2) * scale
-    if mask is not None:
-        scores = scores + mask
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse.unsqueeze(-1)).exp()
-    return Attended((weights @ values.to(wide)).to(query.dtype), lse)
 
 
 @dataclass(frozen=True)
@@ -200,14 +148,6 @@ def two_level(  # noqa: PLR0913 - keys and values, of two levels
     own = attention_with_lse(rows, own_keys, own_values, own_mask, scale)
     lse = context.lse if far is None else context.lse + far
     return _unfolded(merge(Attended(context.output, lse), own), heads)
-
-
-def merge(first: Attended, second: Attended) -> Float[Tensor, "1 kv_heads rows value_dim"]:
-    """Attention over the columns of both, from each level's own, mixed in fp32 or better."""
-    share = torch.sigmoid(second.lse - first.lse).unsqueeze(-1)
-    wide = share.dtype
-    mixed = torch.lerp(first.output.to(wide), second.output.to(wide), share)
-    return mixed.to(first.output.dtype)
 
 
 def _folded(

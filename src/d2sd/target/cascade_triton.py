@@ -201,9 +201,7 @@ def _context_kernel(  # noqa: PLR0913
 
 
 @_kernel
-def _joined(
-    output: tensor, lse: tensor, highest: tensor, total: tensor, mixed: tensor
-) -> tensor:
+def _joined(output: tensor, lse: tensor, highest: tensor, total: tensor, mixed: tensor) -> tensor:
     """What was attended so far, and a part of the context that was attended apart."""
     higher = tl.maximum(highest, lse)
     kept, added = tl.exp(highest - higher), tl.exp(lse - higher)
