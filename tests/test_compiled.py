@@ -46,7 +46,7 @@ def pair(tmp_path_factory):
     package = tmp_path_factory.mktemp("compiled") / "target.pt2"
     compile_pass(model, TAPS, package)
     eager, fast = HFTarget(model, TAPS), HFTarget(model, TAPS)
-    fast.run = CompiledPass(package, CacheLayout.of(model.config, eager.dtype, eager.device))
+    fast.run = CompiledPass(package, CacheLayout.of(model.config, eager.dtype, eager.device), 2)
     return eager, fast
 
 

@@ -78,12 +78,13 @@ class TreeCache(Cache):
         self._values = self._written(self._values, value_states[0], layer_idx, end)
         return self._keys[layer_idx, None, :, :end], self._values[layer_idx, None, :, :end]
 
-    def allocated(self, layout: CacheLayout) -> tuple[Tensor, Tensor]:
-        """Both buffers, made now if no pass has made them yet. Rows never written are finite."""
-        shape = (layout.layers, layout.kv_heads, max(self._capacity, self.length + 2))
+    def allocated(self, layout: CacheLayout, rows: int) -> tuple[Tensor, Tensor]:
+        """Both buffers with room for `rows` in all, for a pass that writes its own rows."""
         if self._keys is None or self._values is None:
-            empty = torch.zeros(*shape, layout.head_dim, dtype=layout.dtype, device=layout.device)
-            self._keys, self._values = empty, empty.clone()
+            shape = (layout.layers, layout.kv_heads, max(self._capacity, rows), layout.head_dim)
+            self._keys = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
+            self._values = torch.zeros_like(self._keys)
+        self._keys, self._values = grown(self._keys, rows, dim=2), grown(self._values, rows, dim=2)
         return self._keys, self._values
 
     def write(
@@ -91,16 +92,10 @@ class TreeCache(Cache):
         keys: Float[Tensor, "layers heads nodes key_dim"],
         values: Float[Tensor, "layers heads nodes value_dim"],
     ) -> None:
-        """Put all layers' rows of a pass after the committed ones of the allocated buffers.
-
-        At least one row stays free: a compiled pass takes the committed ones for a part of the
-        buffer, never the whole.
-        """
+        """Put all layers' rows of a pass after the committed ones of the allocated buffers."""
         assert self._keys is not None
         assert self._values is not None
         end = self.length + keys.shape[2]
-        self._keys = grown(self._keys, end + 1, dim=2)
-        self._values = grown(self._values, end + 1, dim=2)
         self._keys[:, :, self.length : end] = keys
         self._values[:, :, self.length : end] = values
 

@@ -119,9 +119,11 @@ def one_level(
     scale: float,
 ) -> Float[Tensor, "1 heads nodes value_dim"]:
     """The same in one call with the whole mask, grouped heads as rows instead of repeated keys."""
-    folded = _folded(query, keys)
-    attended = scaled_dot_product_attention(folded, keys, values, attn_mask=rows.dense, scale=scale)
-    return _unfolded(attended, query.shape[1])
+    rows_of_heads = folded(query, keys)
+    attended = scaled_dot_product_attention(
+        rows_of_heads, keys, values, attn_mask=rows.dense, scale=scale
+    )
+    return unfolded(attended, query.shape[1])
 
 
 def two_level(  # noqa: PLR0913 - keys and values, of two levels
@@ -141,16 +143,16 @@ def two_level(  # noqa: PLR0913 - keys and values, of two levels
     any finite numbers and a `far` of minus infinity. No size is looked at here, so one exported
     program serves every number of nodes and every context length from 1 on.
     """
-    rows = _folded(query, own_keys)
+    rows = folded(query, own_keys)
     heads, kv_heads = query.shape[1], own_keys.shape[1]
     own_mask = mask.repeat(1, 1, heads // kv_heads, 1)
     context = attention_with_lse(rows, context_keys, context_values, None, scale)
     own = attention_with_lse(rows, own_keys, own_values, own_mask, scale)
     lse = context.lse if far is None else context.lse + far
-    return _unfolded(merge(Attended(context.output, lse), own), heads)
+    return unfolded(merge(Attended(context.output, lse), own), heads)
 
 
-def _folded(
+def folded(
     query: Float[Tensor, "1 heads nodes head_dim"],
     keys: Float[Tensor, "1 kv_heads columns head_dim"],
 ) -> Float[Tensor, "1 kv_heads rows head_dim"]:
@@ -161,7 +163,7 @@ def _folded(
     return own.view(1, keys.shape[1], group * query.shape[2], query.shape[3])
 
 
-def _unfolded(
+def unfolded(
     rows: Float[Tensor, "1 kv_heads rows value_dim"], heads: int
 ) -> Float[Tensor, "1 heads nodes value_dim"]:
     """One row per head and node again; a node's heads lie together, as a model reads them next."""

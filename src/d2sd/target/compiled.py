@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from d2sd.aot import FEWEST, Marker, compile_program
+from d2sd.aot import FEWEST, compile_program
 from d2sd.target.cache import CacheLayout, TreeCache
+from d2sd.target.cascade import TreeRows
 from d2sd.target.exported import export_pass
 from d2sd.target.passes import PassOutput, TargetPass
 from d2sd.tree import TokenTree
@@ -29,35 +32,35 @@ def compile_pass(model: Any, taps: Sequence[int], package: Path) -> None:
 class CompiledPass(TargetPass):
     """Runs the package that `compile_pass` wrote for a model of this layout, dtype and device."""
 
-    def __init__(self, package: Path, layout: CacheLayout) -> None:
+    def __init__(self, package: Path, layout: CacheLayout, group: int) -> None:
+        """`group` is the number of query heads that share a KV head."""
         self._run = torch._inductor.aoti_load_package(str(package))
-        self._layout = layout
+        self._layout, self._group = layout, group
         self._inputs: dict[int, PaddedNodes] = {}
-        self._marker = Marker(layout.device)
-        # No committed row: two rows of zeros that get no weight. One: it is read twice, and two
-        # equal rows have twice the weight of one.
-        far = torch.tensor([-torch.inf, 0.5, 1.0], device=layout.device)
-        self._far = [far[0], far[1].log(), far[2].log()]
+        self._buffers: tuple[Tensor | None, list[Tensor], list[Tensor]] = (None, [], [])
 
     def __call__(self, tree: TokenTree, cache: TreeCache, with_logits: bool = True) -> PassOutput:
         nodes, committed = len(tree), cache.length
         padded = self._padded(nodes)
         padded.fill(tree, committed)
-        keys, values = cache.allocated(self._layout)
-        if committed == 1:
-            keys[:, :, 1], values[:, :, 1] = keys[:, :, 0], values[:, :, 0]
-        logits, features, own_keys, own_values = self._run(
+        keys, values = self._layers(cache, committed + len(padded.numbers))
+        logits, features = self._run(
             padded.ids,
             padded.positions,
-            padded.mask,
+            padded.rows_mask(committed, self._group),
             padded.numbers if with_logits else padded.numbers[:FEWEST],
+            padded.numbers + committed,
             keys,
             values,
-            self._marker(max(committed, FEWEST)),
-            self._far[min(committed, 2)],
         )
-        cache.write(own_keys[:, :, :nodes], own_values[:, :, :nodes])
         return PassOutput(logits[:nodes] if with_logits else None, features[:nodes])
+
+    def _layers(self, cache: TreeCache, rows: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Every layer's buffers. One row stays free: the program reads a part, never the whole."""
+        keys, values = cache.allocated(self._layout, rows + 1)
+        if keys is not self._buffers[0]:
+            self._buffers = keys, list(keys.unbind()), list(values.unbind())
+        return self._buffers[1:]
 
     def _padded(self, nodes: int) -> PaddedNodes:
         size = bucket(nodes)
@@ -85,6 +88,10 @@ class PaddedNodes:
         self._hidden = torch.finfo(layout.dtype).min
         self._alone = torch.eye(size, dtype=torch.bool, device=device)
         self.mask = torch.zeros(1, 1, size, size, dtype=layout.dtype, device=device)
+
+    def rows_mask(self, committed: int, group: int) -> Float[Tensor, "1 1 rows columns"]:
+        """The mask over all columns, for every node once for each query head of a group."""
+        return TreeRows(self.mask, committed, group).dense
 
     def fill(self, tree: TokenTree, committed: int) -> None:
         nodes, size = len(tree), len(self.numbers)

@@ -22,8 +22,8 @@ from transformers import AttentionInterface
 from d2sd.target.cache import CacheLayout, TreeCache
 from d2sd.target.cascade import TreeRows, one_level, triton_is_here, two_level
 from d2sd.target.compiled import PaddedNodes, bucket
-from d2sd.target.exported import SplitCache, SplitRows
 from d2sd.target.passes import EagerPass, PassOutput, TargetPass, attending
+from d2sd.target.split import SplitCache, SplitRows
 from d2sd.target.taps import decoder_layers, tapped
 from d2sd.tree import TokenTree
 
@@ -118,7 +118,7 @@ class GraphedPass(TargetPass):
         size = bucket(nodes)
         if not with_logits or size > LARGEST:
             return self._eager(tree, cache, with_logits)
-        keys, values = cache.allocated(self._layout)
+        keys, values = cache.allocated(self._layout, cache.length + size)
         self._follow(keys, values)
         if size not in self._inputs:
             self._inputs[size] = PaddedNodes(size, self._layout)
@@ -141,7 +141,7 @@ class GraphedPass(TargetPass):
 
     def _compute(self, padded: PaddedNodes, keys: Tensor, values: Tensor) -> StaticOutput:
         """The pass, from buffers only: what is a Python number here is fixed in a graph."""
-        cache = SplitCache(keys, values, keys.shape[2], keys.new_zeros(()))
+        cache = SplitCache(keys, values)
         with tapped(self._tapped) as outputs, attending(self._config, IN_PLACE):
             output = self._model(
                 input_ids=padded.ids,

@@ -24,7 +24,7 @@ from d2sd.target.hf import HFTarget
 from d2sd.target.taps import decoder_layers
 from d2sd.tuning.store import processor
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a compiled pass is called otherwise than before: older packages are left alone."""
 SAMPLED = 64
 """Numbers of each weight that tell one model from another."""
@@ -93,7 +93,8 @@ def use_compiled(passes: Compilable, keep_layers: bool = False) -> bool:
     target, model = passes.target, passes.model
     config = model.config.get_text_config(decoder=True)
     layout = CacheLayout.of(config, target.dtype, target.device)
-    target.run = CompiledPass(passes.target_package, layout)
+    group = config.num_attention_heads // layout.kv_heads
+    target.run = CompiledPass(passes.target_package, layout, group)
     for network, folder in drafters:
         eager = EagerDraftPass(network, target.embed, target.head)
         passes.networks.passes.set(network, target, CompiledDraftPass(folder, eager))
