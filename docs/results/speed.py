@@ -18,6 +18,7 @@ import torch
 
 from d2sd.bench.measure import Workload, measure
 from d2sd.bench.prompts import read_prompts
+from d2sd.costs import CostTable
 from d2sd.drafters.policies import parse_policies
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, open_session
@@ -70,6 +71,27 @@ def table(suites, temperature, policies):
         means = [statistics.mean(rows[p][figure] for rows in of.values()) for p in policies]
         lines.append([label, *(f"{mean:.{digits}f}" for mean in means)])
     return {"columns": ["suite", *policies], "rows": lines}
+
+
+def summary(suites, temperature, policies):
+    """One row a policy: means over the suites."""
+    of = [rows for (_, t), rows in suites.items() if t == temperature]
+    lines = []
+    for policy in policies:
+        rows = [suite[policy] for suite in of]
+        ratios = [row["speedup_over_none"] for row in rows]
+        lines.append(
+            [
+                f"`{policy}`",
+                f"{statistics.mean(row['acceptance_length'] for row in rows):.2f}",
+                f"{statistics.mean(row['nodes_per_step'] for row in rows):.1f}",
+                f"{statistics.mean(row['tokens_per_second'] for row in rows):.1f}",
+                f"{statistics.mean(ratios):.2f}",
+                f"{min(ratios):.2f} to {max(ratios):.2f}",
+            ]
+        )
+    columns = ["policy", "acceptance length", "nodes a step", "tokens/s", "speed-up", "by suite"]
+    return {"columns": columns, "rows": lines}
 
 
 def stages(suites, temperature, policies):
@@ -134,9 +156,30 @@ def prices(costs):
     return {"columns": columns, "rows": rows}
 
 
+def tables(suites, costs):
+    """All of them, by name."""
+    temperatures = sorted({temperature for _, temperature in suites})
+    names = list(next(iter(suites.values())))
+    return {
+        **{NAMES.get(t, f"t{t:g}"): table(suites, t, names) for t in temperatures},
+        "summary": summary(suites, temperatures[0], names),
+        "stages": stages(suites, temperatures[0], names),
+        "costs": prices(costs),
+        "predicted": predicted(costs),
+    }
+
+
+def again(file):
+    """The tables of a finished run made anew."""
+    result = json.loads(file.read_text())
+    suites = {(one["suite"], one["temperature"]): one["policies"] for one in result["suites"]}
+    result["tables"] = tables(suites, CostTable.from_json(result["costs"]))
+    file.write_text(json.dumps(result, ensure_ascii=False) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suites", type=Path)
+    parser.add_argument("suites", type=Path, help="or a JSON of this script: its tables anew")
     parser.add_argument("--limit", type=int, default=5)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperatures", default="0,1")
@@ -147,6 +190,8 @@ def main():
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("speed.json"))
     options = parser.parse_args()
+    if options.suites.suffix == ".json":
+        return again(options.suites)
     policies = parse_policies(options.policies)
     choice = ModelChoice(options.model, dtype=options.dtype, compiled=not options.eager)
     session = open_session(choice, policies, say)
@@ -163,15 +208,8 @@ def main():
                 f"{file.stem} at T = {temperature:g}: planned {planned:.2f}, "
                 f"best {fastest} {best:.2f}"
             )
-    names = [policy.text for policy in policies]
-    temperatures = sorted({temperature for _, temperature in suites})
     result = {
-        "tables": {
-            **{NAMES.get(t, f"t{t:g}"): table(suites, t, names) for t in temperatures},
-            "stages": stages(suites, temperatures[0], names),
-            "costs": prices(session.costs),
-            "predicted": predicted(session.costs),
-        },
+        "tables": tables(suites, session.costs),
         "prompts_a_suite": options.limit,
         "max_new_tokens": options.max_new_tokens,
         "compiled": session.is_compiled,

@@ -30,7 +30,7 @@ def bench(
     prompts: PromptsOptions,
     model: ModelOptions,
     sampling: SamplingOptions,
-    policies: Policies = "none,ngram,block,best-first,dual,merged",
+    policies: Policies = "none,ngram,block,best-first,dual,merged,planned",
     as_json: Json = False,
 ) -> None:
     """Measure policies against each other on a file of prompts.

@@ -90,11 +90,11 @@ class PolicyOptions:
         option(
             "--policy",
             DRAFTING,
-            "none, ngram, block, best-first, dual or merged, with options after a colon, such as "
-            "dual:branches=2.",
+            "planned (chooses step by step), none, ngram, block, best-first, dual or merged, with "
+            "options after a colon, such as dual:branches=2.",
             "POLICY",
         ),
-    ] = "dual"
+    ] = "planned"
     branches: Annotated[
         int | None,
         option("--branches", DRAFTING, "How many branches the second pass drafts.", "K"),
