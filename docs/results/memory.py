@@ -62,9 +62,21 @@ def main():
             series.append([tokens, *resident()])
         if tokens >= options.tokens:
             break
-    rows = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    cache = rows * width * session.target._cache.buffers[0].shape[2]
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    cache = row * width * session.target._cache.buffers[0].shape[2]
+    growth = loaded[1] - imported[1]
+    peak = max(row[2] for row in series)
+    allowed = count * width / 1e6 + cache / 1e6 + 300
+    rows = [
+        ["torch and transformers imported", f"{imported[0]:.0f}", f"{imported[1]:.0f}"],
+        ["target, drafters and passes loaded", f"{loaded[0]:.0f}", f"{loaded[1]:.0f}"],
+        *[[f"{made} tokens", f"{total:.0f}", f"{own:.0f}"] for made, total, own in series],
+    ]
     result = {
+        "tables": {"memory": {"columns": ["after", "MB resident", "MB of its own"], "rows": rows}},
+        "loading_mb": growth,
+        "peak_over_imports_mb": peak - imported[1],
+        "weights_cache_and_300_mb": allowed,
         "imports_mb": imported,
         "loaded_mb": loaded,
         "weights_mb": count * width / 1e6,
