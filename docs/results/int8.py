@@ -39,7 +39,7 @@ def main():
             rows.append(
                 [
                     "int8" if quantize == "int8" else "bfloat16",
-                    f"`{name}`",
+                    name,
                     f"{one.acceptance_length:.2f}",
                     f"{one.tokens_per_second:.1f}",
                     f"{one.speedup_over_none:.2f}",

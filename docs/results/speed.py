@@ -82,7 +82,7 @@ def summary(suites, temperature, policies):
         ratios = [row["speedup_over_none"] for row in rows]
         lines.append(
             [
-                f"`{policy}`",
+                policy,
                 f"{statistics.mean(row['acceptance_length'] for row in rows):.2f}",
                 f"{statistics.mean(row['nodes_per_step'] for row in rows):.1f}",
                 f"{statistics.mean(row['tokens_per_second'] for row in rows):.1f}",
