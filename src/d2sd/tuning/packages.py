@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -91,16 +93,24 @@ def use_compiled(passes: Compilable, keep_layers: bool = False) -> bool:
     if not passes.target_package.exists() or not all(is_compiled(path) for _, path in drafters):
         return False
     target, model = passes.target, passes.model
+    package = passes.target_package  # found by the weights, so before they go
     config = model.config.get_text_config(decoder=True)
     layout = CacheLayout.of(config, target.dtype, target.device)
     group = config.num_attention_heads // layout.kv_heads
-    target.run = CompiledPass(passes.target_package, layout, group)
+    if not keep_layers:
+        decoder_layers(model.base_model, config.num_hidden_layers).to("meta")
+        give_back_memory()
+    target.run = CompiledPass(package, layout, group)
     for network, folder in drafters:
         eager = EagerDraftPass(network, target.embed, target.head)
         passes.networks.passes.set(network, target, CompiledDraftPass(folder, eager))
-    if not keep_layers:
-        decoder_layers(model.base_model, config.num_hidden_layers).to("meta")
     return True
+
+
+def give_back_memory() -> None:
+    """Hand freed memory back to the system where the C library would keep it (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def fingerprint(module: nn.Module) -> str:
