@@ -89,7 +89,7 @@ MEASURED = "--model {home}/target --device cpu --prompts"
         (f"{NONE} {{home}}/nowhere", "does not exist"),
         (f"{NONE} {{home}}/windowed", "cannot be a target: it has sliding-window"),
         # what is missing
-        (f"{GENERATE} --model {{home}}/target", "policy 'dual' needs a drafter"),
+        (f"{GENERATE} --model {{home}}/target --policy dual", "policy 'dual' needs a drafter"),
         (f"{BLOCK[:-10]} --second-drafter {{home}}/drafter", "give --drafter as well"),
         (f"{NONE} {{home}}/wordless --dtype float32", "no chat template; use --raw"),
         # numbers and names

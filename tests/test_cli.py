@@ -75,7 +75,7 @@ def test_json_is_the_only_thing_on_standard_output(d2sd) -> None:
         *("text", "token_ids", "prompt_tokens", "new_tokens", "steps", "acceptance_length"),
         *("tokens_per_second", "stages", "policy", "model", "dtype", "device", "finish_reason"),
     }
-    assert values["policy"] == "dual"
+    assert values["policy"] == "planned"
     assert values["finish_reason"] == "length"
     assert values["new_tokens"] == len(values["token_ids"]) == 12
     assert values["acceptance_length"] == 12 / values["steps"]
@@ -108,7 +108,7 @@ def test_text_is_on_standard_output_and_figures_beside_it(d2sd) -> None:
 
 
 def test_stages_show_where_a_step_takes_its_time(d2sd) -> None:
-    line = f"generate hello {ON_TINY} --max-new-tokens 12"
+    line = f"generate hello {ON_TINY} --policy dual --max-new-tokens 12"
     code, _, notes = d2sd(f"{line} --stages")
     assert code == 0
     parts = ["draft 1", "plan", "draft 2", "score", "verify", "commit", "other", "all"]
@@ -188,7 +188,7 @@ def test_a_dash_reads_standard_input(d2sd, monkeypatch) -> None:
 
 def test_one_drafter_serves_both_passes_and_it_is_said(d2sd) -> None:
     line = "generate hello --model {target} --drafter {first} --max-new-tokens 8"
-    code, out, notes = d2sd(f"{line} --json")
+    code, out, notes = d2sd(f"{line} --policy dual --json")
     assert code == 0
     assert "serves both passes" in notes
     seconds = json.loads(out)["split"]["seconds"]
@@ -301,7 +301,7 @@ def test_verify_passes_a_lossless_policy(d2sd) -> None:
     assert values.keys() >= {
         *("lossless", "policy", "prompts", "tokens", "near_ties", "largest_gap", "violations"),
     }
-    assert (values["lossless"], values["policy"], values["prompts"]) == (True, "dual", 2)
+    assert (values["lossless"], values["policy"], values["prompts"]) == (True, "planned", 2)
     assert notes.startswith("lossless")
     code, out, notes = d2sd(line, "--json")
     assert json.loads(out)["tokens"] == values["tokens"]

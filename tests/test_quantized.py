@@ -219,7 +219,8 @@ def test_compiled_it_multiplies_packed_integers(tmp_path) -> None:
     assert counters["inductor"]["qlinear_weight_prepack_matcher_count"] - found == 7
     eager, fast = HFTarget(model), HFTarget(model)
     layout = CacheLayout.of(model.config, eager.dtype, eager.device)
-    fast.run = CompiledPass(tmp_path / "target.pt2", layout)
+    group = model.config.num_attention_heads // layout.kv_heads
+    fast.run = CompiledPass(tmp_path / "target.pt2", layout, group)
     prompt = [5, 17, 3, 9]
     tree = TokenTree.from_branches(9, [Branch((4, 8)), Branch((7, 7, 1))])
     one, other = (target.score(target.prefill(prompt), tree) for target in (eager, fast))
