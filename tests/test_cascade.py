@@ -25,15 +25,12 @@ CONTEXTS = (0, 1, 2, 17, 300)
 NODES = (1, 2, 5, 48, 70)
 # values are of size 1; a bfloat16 output alone is rounded by up to 2^-8 of itself
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2e-2}
-NONE_AT_ALL = torch.tensor(-torch.inf)
 
 
 def in_two_levels(case: Case):
-    if case.committed:
-        return two_level(case.query, *case.levels(), case.rows.mask, case.scale)
-    placeholder = torch.ones_like(case.keys[:, :, :1]), torch.ones_like(case.values[:, :, :1])
-    own = case.levels()[2:]
-    return two_level(case.query, *placeholder, *own, case.rows.mask, case.scale, NONE_AT_ALL)
+    if not case.committed:
+        return in_one_level(case)  # there is no first level
+    return two_level(case.query, *case.levels(), case.rows.mask, case.scale)
 
 
 def in_one_level(case: Case):
@@ -80,15 +77,6 @@ def test_the_log_sum_exp_is_that_of_the_scores():
     scores = (case.query @ case.keys.transpose(-1, -2) * case.scale)[0, 0]
     lse = attention_with_lse(case.query, case.keys, case.values, None, case.scale).lse
     torch.testing.assert_close(lse[0, 0], scores.exp().sum(-1).log())
-
-
-def test_far_weighs_the_context():
-    case = random_case(HEADS["GQA"], 5, 1, torch.float64)
-    keys, values, *own = case.levels()
-    twice = keys.repeat(1, 1, 2, 1), values.repeat(1, 1, 2, 1)
-    half = torch.tensor(0.5, dtype=torch.float64).log()
-    result = two_level(case.query, *twice, *own, case.rows.mask, case.scale, half)
-    torch.testing.assert_close(result, case.expected())
 
 
 def test_the_way_is_chosen_by_the_size_of_the_mask(monkeypatch):
@@ -189,18 +177,18 @@ def test_the_dense_mask_is_the_tree_mask_for_every_head_of_a_group():
 
 class TwoLevels(torch.nn.Module):
     def forward(self, *tensors):
-        return two_level(*tensors[:6], 0.4, tensors[6])
+        return two_level(*tensors, 0.4)
 
 
 def test_one_exported_program_serves_every_number_of_nodes_and_context():
     def given(nodes, committed):
         case = random_case(HEADS["GQA"], nodes, committed, torch.float32)
-        return case, (case.query, *case.levels(), case.rows.mask, torch.tensor(0.0))
+        return case, (case.query, *case.levels(), case.rows.mask)
 
     nodes, context = Dim("nodes", min=1, max=80), Dim("context", min=1, max=500)
     free = ({2: nodes}, {2: context}, {2: context}, {2: nodes}, {2: nodes}, {2: nodes, 3: nodes})
     example = given(5, 17)[1]
-    program = torch.export.export(TwoLevels(), example, dynamic_shapes=((*free, None),))
+    program = torch.export.export(TwoLevels(), example, dynamic_shapes=(free,))
     for sizes in product((1, 2, 70), (1, 2, 300)):
         case, arguments = given(*sizes)
         result = program.module()(*arguments)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from d2sd.attention import Attended, attention_with_lse, merge
+from d2sd.attention import attention_with_lse, merge
 
 CASCADE_FROM = 1 << 17
 """Nodes times committed rows from which a CPU is faster with two levels than with one masked call.
@@ -134,22 +134,18 @@ def two_level(  # noqa: PLR0913 - keys and values, of two levels
     own_values: Float[Tensor, "1 kv_heads nodes value_dim"],
     mask: Float[Tensor, "1 1 nodes nodes"],
     scale: float,
-    far: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "1 heads nodes value_dim"]:
     """Attention of nodes over a context they all see and over each other as `mask` says.
 
-    `far` is added to the context's log-sum-exp: 0 is no change, and minus infinity takes the
-    context away. A compiled pass cannot have a context of no rows, so an empty one is one row of
-    any finite numbers and a `far` of minus infinity. No size is looked at here, so one exported
-    program serves every number of nodes and every context length from 1 on.
+    The context has at least one row. No size is looked at here, so one exported program serves
+    every number of nodes and every context length from 1 on.
     """
     rows = folded(query, own_keys)
     heads, kv_heads = query.shape[1], own_keys.shape[1]
     own_mask = mask.repeat(1, 1, heads // kv_heads, 1)
     context = attention_with_lse(rows, context_keys, context_values, None, scale)
     own = attention_with_lse(rows, own_keys, own_values, own_mask, scale)
-    lse = context.lse if far is None else context.lse + far
-    return unfolded(merge(Attended(context.output, lse), own), heads)
+    return unfolded(merge(context, own), heads)
 
 
 def folded(
