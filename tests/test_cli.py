@@ -80,7 +80,8 @@ def test_json_is_the_only_thing_on_standard_output(d2sd) -> None:
     assert values["new_tokens"] == len(values["token_ids"]) == 12
     assert values["acceptance_length"] == 12 / values["steps"]
     named = {"prefill", "draft", "draft 1", "draft 2", "score", "verify", "commit"}
-    assert values["stages"].keys() == named
+    # planned drafts a second time only where the clock says that it pays
+    assert named - {"draft 2"} <= values["stages"].keys() <= named
     assert values["split"]["steps"] == values["steps"]
     assert sum(values["split"]["seconds"].values()) == pytest.approx(values["seconds"])
     assert (values["dtype"], values["device"]) == ("float32", "cpu")
