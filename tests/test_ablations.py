@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from d2sd.drafters.ablations import (
-    RandomBoundaries,
     SamplesDrafter,
     ThreeLevelDrafter,
     likely_second_breaks,
@@ -136,14 +135,3 @@ def test_three_levels_hold_at_most_nine_rows():
         leaves = set(range(len(tree))) - set(tree.parents)
         assert 1 < len(leaves) <= 9
         assert max(tree.depths) == 15
-
-
-def test_random_boundaries_ignore_the_posterior_but_not_the_seed():
-    posterior = torch.tensor([0.9, 0.05, 0.02, 0.02, 0.01])
-    choose = RandomBoundaries(seed=3)
-    picks = [tuple(choose(posterior, 2)) for _ in range(200)]
-    assert all(len(set(pick)) == 2 and set(pick) <= set(range(5)) for pick in picks)
-    assert set(Counter(pick[0] for pick in picks)) == set(range(5))
-    again = RandomBoundaries(seed=3)
-    assert picks == [tuple(again(posterior, 2)) for _ in range(200)]
-    assert sorted(choose(posterior, 9)) == [0, 1, 2, 3, 4]

@@ -105,7 +105,10 @@ def test_the_first_proposer_serves_both_passes_when_there_is_no_second():
     assert [visible for visible, _ in proposer.passes] == [((3,),), ((3, 1),)]
 
 
-@pytest.mark.parametrize("name", ["dual", "merged", "random-dual", "three-level"])
+@pytest.mark.parametrize(
+    "name",
+    ["dual", "merged", "three-level", "random-dual", "even-dual", "early-dual", "unseen-dual"],
+)
 def test_the_second_proposer_serves_the_second_pass(name):
     first, _ = proposers()
     broken = ScriptedProposer(6, {})
@@ -121,7 +124,9 @@ def test_proposers_says_how_many_a_policy_can_use():
     assert [parse_policy(name).proposers for name in names] == [0, 0, 1, 1, 1, 2, 2, 2]
 
 
-@pytest.mark.parametrize("name", ["block", "best-first", "dual", "merged", "samples"])
+@pytest.mark.parametrize(
+    "name", ["block", "best-first", "dual", "merged", "samples", "unseen-dual"]
+)
 def test_a_policy_without_its_drafter_is_refused(name):
     with pytest.raises(ValueError, match=f"policy '{name}' needs a drafter .* none, ngram"):
         build_drafter(parse_policy(name), None, None)

@@ -1,4 +1,4 @@
-"""The paper's ablation arms, and one that should fail, as plain drafters."""
+"""The paper's ablation arms as plain drafters."""
 
 from __future__ import annotations
 
@@ -92,17 +92,3 @@ def likely_second_breaks(
     for row in redrafts:
         chances.pop(row.kept, None)
     return sorted(chances, key=lambda tokens: -chances[tokens])
-
-
-class RandomBoundaries:
-    """A boundary choice that ignores the posterior: `DualDrafter(..., choose=RandomBoundaries())`.
-
-    If it does as well as the likely boundaries, the confidences are worth nothing.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self._rng = torch.Generator().manual_seed(seed)
-
-    def __call__(self, posterior: Float[Tensor, " drafted"], branches: int) -> list[int]:
-        order = torch.randperm(len(posterior), generator=self._rng)
-        return [int(boundary) for boundary in order[:branches].tolist()]

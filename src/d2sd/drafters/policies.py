@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from d2sd.costs import CostTable
-from d2sd.drafters.ablations import RandomBoundaries, SamplesDrafter, ThreeLevelDrafter
+from d2sd.drafters.ablations import SamplesDrafter, ThreeLevelDrafter
 from d2sd.drafters.best_first import BestFirstDrafter
 from d2sd.drafters.block import BlockDrafter
 from d2sd.drafters.dual import DualDrafter
+from d2sd.drafters.falsify import (
+    RandomBoundaries,
+    UnseenPrefixProposer,
+    early_boundaries,
+    even_boundaries,
+)
 from d2sd.drafters.merged import ANCHORS, MergedDrafter
 from d2sd.drafters.ngram import NgramDrafter
 from d2sd.drafters.none import NoDrafter
@@ -127,6 +134,10 @@ def _random_dual(first: Proposer, second: Proposer, seed: int = 0, **options: An
     return DualDrafter(first, second, choose=RandomBoundaries(seed), **options)
 
 
+def _unseen_dual(first: Proposer, second: Proposer, **options: Any) -> Drafter:
+    return DualDrafter(first, UnseenPrefixProposer(second), **options)
+
+
 def _bounded(proposers: Sequence[Proposer], costs: CostTable, **options: Any) -> Drafter:
     return PlannedDrafter(proposers, costs, Bounds(**options))
 
@@ -149,10 +160,14 @@ _RECIPES = {
     # The paper's ablation arms.
     "samples": _Recipe(SamplesDrafter, 1, {"branches": 1, "seed": 0, "block_size": 2}),
     "self-dual": _Recipe(_self_dual, 1, _DUAL),
-    "random-dual": _Recipe(_random_dual, 2, {**_DUAL, "seed": 0}),
     "three-level": _Recipe(
         ThreeLevelDrafter, 2, {"branches": 1, "third_branches": 1, "block_size": 2}
     ),
+    # Arms that should fail: each takes one idea of the method away.
+    "random-dual": _Recipe(_random_dual, 2, {**_DUAL, "seed": 0}),
+    "even-dual": _Recipe(partial(DualDrafter, choose=even_boundaries), 2, _DUAL),
+    "early-dual": _Recipe(partial(DualDrafter, choose=early_boundaries), 2, _DUAL),
+    "unseen-dual": _Recipe(_unseen_dual, 2, _DUAL),
 }
 POLICIES = tuple(_RECIPES)
 
