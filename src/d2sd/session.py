@@ -174,9 +174,14 @@ class Session:
         found = provenance(self.target.device, seed)
         return {**found, "model": self.name, "dtype": dtype, "quantize": self.quantize}
 
-    def chat_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """A conversation in the model's chat template, ready for the next answer."""
-        return self._checked(chat_ids(self.tokenizer, self.name, messages))
+    def chat_prompt(
+        self, messages: Sequence[Message], thinking: bool | None = None
+    ) -> tuple[int, ...]:
+        """A conversation in the model's chat template, ready for the next answer.
+
+        `thinking` goes to templates that know `enable_thinking`; None leaves it to them.
+        """
+        return self._checked(chat_ids(self.tokenizer, self.name, messages, thinking))
 
     def raw_prompt(self, text: str) -> tuple[int, ...]:
         """Plain text, with the tokenizer's own first token where it has one."""

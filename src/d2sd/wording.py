@@ -9,14 +9,19 @@ Message = dict[str, str]
 """One turn of a conversation: its role and its content."""
 
 
-def chat_ids(tokenizer: Any, name: str, messages: Sequence[Message]) -> tuple[int, ...]:
+def chat_ids(
+    tokenizer: Any, name: str, messages: Sequence[Message], thinking: bool | None = None
+) -> tuple[int, ...]:
     """A conversation in the chat template of the tokenizer of `name`, ready for an answer."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"the tokenizer of {name} has no chat template; use --raw to continue the "
             "prompt as plain text"
         )
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    flags = {} if thinking is None else {"enable_thinking": thinking}
+    text = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=True, **flags
+    )
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

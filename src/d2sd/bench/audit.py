@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from d2sd.bench.measure import Turn, Workload, conversation
+from d2sd.bench.workload import Turn, Workload, conversation
 from d2sd.drafters.none import NoDrafter
 from d2sd.drafters.policies import Policy
-from d2sd.generate import Request, generate
+from d2sd.generate import Generation, Request, generate
 from d2sd.session import Session
 
 EXACT = (torch.float32, torch.float64)
@@ -87,12 +87,16 @@ def audit(
     """
     checks = _checks(session, workload)
     drafter = session.drafter(policy, workload.sampling.temperature)
+
+    def ask(request: Request) -> Generation:
+        return generate(session.target, drafter, request, session.tokenizer)
+
     tokens = 0
     misses: list[Miss] = []
     violations: list[Violation] = []
     for number, prompt in enumerate(workload.prompts):
         # all turns first: the checks must not mend the rows that a later turn builds on
-        turns = list(conversation(session, drafter, workload, number))
+        turns = list(conversation(session, ask, workload, number))
         for index, turn in enumerate(turns):
             tokens += turn.answer.new_tokens
             if "argmax" in checks:
@@ -117,7 +121,7 @@ def audit(
 
 
 @torch.inference_mode()
-def plain_logits(session: Session, turn: Turn) -> Float[Tensor, "tokens vocab"]:
+def plain_logits(session: Session, turn: Turn[Generation]) -> Float[Tensor, "tokens vocab"]:
     """The model's own logits where each emitted token was to be said, in one causal pass."""
     emitted = turn.answer.token_ids
     ids = torch.tensor([[*turn.request.prompt, *emitted[:-1]]], device=session.target.device)

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from d2sd.bench.records import Answer, Passes
+from d2sd.bench.records import Answer, Steps
 from d2sd.drafters.policies import Policy
 from d2sd.generate import Generation, Piece, Request, generate
 from d2sd.session import Session
@@ -86,25 +86,25 @@ class _PieceLog:
 
     def answer(self, found: Generation, stages: dict[str, float]) -> Answer:
         starts = [self._ends[-1] - found.seconds, *self._ends]
-        steps = [piece.step for piece in self._pieces]
-        paths = [step.verdict.path[1:] for step in steps]
+        made = [piece.step for piece in self._pieces]
+        paths = [step.verdict.path[1:] for step in made]
         sources = Counter(
             step.tree.sources[node].partition("@")[0]
-            for step, path in zip(steps, paths, strict=True)
+            for step, path in zip(made, paths, strict=True)
             for node in path
         )
-        passes = Passes(
+        steps = Steps(
             emitted=tuple(len(piece.tokens) for piece in self._pieces),
             accepted=tuple(len(path) for path in paths),
-            nodes=tuple(step.drafted for step in steps),
-            depth=tuple(max(step.tree.depths) for step in steps),
+            nodes=tuple(step.drafted for step in made),
+            depth=tuple(max(step.tree.depths) for step in made),
             seconds=tuple(b - a for a, b in zip(starts, self._ends, strict=False)),
         )
         return Answer(
             text=found.text,
             token_ids=found.token_ids,
             prompt_tokens=found.prompt_tokens,
-            passes=passes,
+            steps=steps,
             prefill_seconds=found.prefill_seconds,
             stages=stages,
             sources=dict(sources),

@@ -11,12 +11,12 @@ ROUNDED = 7
 
 
 @dataclass(frozen=True)
-class Passes:
-    """The target passes of one answer, in their order; every column has one entry a pass.
+class Steps:
+    """The steps of one answer, target pass by target pass; every column has one entry a step.
 
     `emitted` tokens were kept; `accepted` drafted ones were found right, which may be more where
     the answer ended within a draft; `nodes` were drafted and scored, the anchor not counted;
-    `depth` is that of the deepest; `seconds` is the time from one pass's end to the next one's.
+    `depth` is that of the deepest; `seconds` is the time from one step's end to the next one's.
     """
 
     emitted: tuple[int, ...]
@@ -28,7 +28,7 @@ class Passes:
     def __post_init__(self) -> None:
         columns = (self.emitted, self.accepted, self.nodes, self.depth, self.seconds)
         if len({len(column) for column in columns}) > 1:
-            raise ValueError(f"columns of passes differ in length: {[len(c) for c in columns]}")
+            raise ValueError(f"columns of steps differ in length: {[len(c) for c in columns]}")
 
     def __len__(self) -> int:
         return len(self.emitted)
@@ -38,16 +38,16 @@ class Passes:
 class Answer:
     """One answered turn. Times are in seconds.
 
-    `prefill_tokens` came out of reading the prompt, before the first of `passes`: one with peers
-    that read the whole prompt, none with ours, which leave its last token to the first pass.
-    `stages` are named parts of the passes' time, empty where a contender doesn't tell; `sources`
+    `prefill_tokens` came out of reading the prompt, before the first of `steps`: one with peers
+    that read the whole prompt, none with ours, which leave its last token to the first step.
+    `stages` are named parts of the steps' time, empty where a contender doesn't tell; `sources`
     counts accepted tokens by who drafted them.
     """
 
     text: str
     token_ids: tuple[int, ...]
     prompt_tokens: int
-    passes: Passes
+    steps: Steps
     prefill_seconds: float
     prefill_tokens: int = 0
     stages: Mapping[str, float] = field(default_factory=dict)
@@ -59,23 +59,25 @@ class Answer:
 
     @property
     def decoded(self) -> int:
-        """Tokens that passes after the prefill gave."""
+        """Tokens that steps after the prefill gave."""
         return self.new_tokens - self.prefill_tokens
 
     @property
     def seconds(self) -> float:
         """Decoding time, prefill excluded."""
-        return sum(self.passes.seconds)
+        return sum(self.steps.seconds)
 
     def to_json(self) -> dict[str, object]:
+        """For the log; the text is left out, the token ids say it."""
         values = asdict(self)
-        values["passes"]["seconds"] = [round(s, ROUNDED) for s in self.passes.seconds]
+        del values["text"]
+        values["steps"]["seconds"] = [round(s, ROUNDED) for s in self.steps.seconds]
         values["prefill_seconds"] = round(self.prefill_seconds, ROUNDED)
         values["stages"] = {name: round(s, ROUNDED) for name, s in self.stages.items()}
         return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Answer:
-        passes = {name: tuple(column) for name, column in values["passes"].items()}
+        steps = {name: tuple(column) for name, column in values["steps"].items()}
         tokens = tuple(values["token_ids"])
-        return cls(**{**values, "token_ids": tokens, "passes": Passes(**passes)})
+        return cls(text="", **{**values, "token_ids": tokens, "steps": Steps(**steps)})

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from d2sd.journal import written_whole
 
 SCHEMA = 1
 
@@ -22,9 +26,9 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Position:
-    """Of `reached` passes whose tokens before `position` were right, `accepted` had it right too.
+    """Of `reached` steps whose tokens before `position` were right, `accepted` had it right too.
 
-    Passes without a node so deep are left out. Positions count from 1.
+    Steps without a node so deep are left out. Positions count from 1.
     """
 
     position: int
@@ -34,19 +38,19 @@ class Position:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender on one suite at one temperature. Milliseconds are per pass.
+    """One contender on one suite at one temperature. Milliseconds are per step.
 
-    `histogram[n]` passes emitted n tokens. `identical` counts turns whose tokens are those of
+    `histogram[n]` steps emitted n tokens. `identical` counts turns whose tokens are those of
     `none` in the same run; it and the speed-ups are None where `none` didn't take part.
     `quartiles` are the first and third of the prompts' own tokens/s, around the median.
     """
 
     turns: int
     new_tokens: int
-    passes: int
+    steps: int
     acceptance_length: Interval
     acceptance_length_by_answer: Interval
-    nodes_per_pass: float
+    nodes_per_step: float
     tokens_per_second: float
     tokens_per_second_with_prefill: float
     median_tokens_per_second: float
@@ -66,7 +70,7 @@ class Mean:
     """One contender's means over suites, each suite weighing alike."""
 
     acceptance_length: Interval
-    nodes_per_pass: float
+    nodes_per_step: float
     tokens_per_second: float
     speedup: Interval | None
 
@@ -199,3 +203,22 @@ def _calibration(values: Mapping[str, Any]) -> Calibration:
 
 def _interval(values: Any) -> Interval | None:
     return None if values is None else Interval(*values)
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write `results.json`, whole or not at all."""
+    with written_whole(path) as file:
+        file.write(json.dumps(results.to_json(), ensure_ascii=False, indent=1) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """Raises ValueError, one sentence, where the file can't be read as results."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{path} is not JSON; give a results.json of d2sd bench") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no results; give a results.json of d2sd bench")
+    return Results.from_json(values)

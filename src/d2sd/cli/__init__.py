@@ -18,6 +18,7 @@ from d2sd.cli.export import export
 from d2sd.cli.generate import generate
 from d2sd.cli.proving_ground import proving_ground
 from d2sd.cli.regenerate import regenerate
+from d2sd.cli.report import report
 from d2sd.cli.trace import trace
 from d2sd.cli.train import train
 from d2sd.cli.tune import tune
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-USING = (generate, chat, trace, bench, verify, tune)
+USING = (generate, chat, trace, bench, report, verify, tune)
 MAKING = (regenerate, train, evaluate, export, card, proving_ground)
 for command in (*USING, *MAKING):
     app.command()(command)

@@ -1,54 +1,159 @@
-"""`d2sd bench`: policies measured against each other."""
+"""`d2sd bench`: every way of drafting, and other programs, measured under one clock."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from d2sd.cli.options import (
     DRAFTING,
+    OUTPUT,
+    PROMPTS,
+    SAMPLING,
+    DrawOptions,
     Json,
     ModelOptions,
-    PromptsOptions,
-    SamplingOptions,
     grouped,
     option,
 )
 
-Policies = Annotated[
-    str,
-    option(
-        "--policies",
-        DRAFTING,
-        "Policies with their options, such as none,block,dual:branches=4,best-first:budget=64.",
-        "LIST",
-    ),
-]
+CONTENDERS = "Contenders"
+
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """What is answered."""
+
+    suite: Annotated[
+        str | None,
+        option(
+            "--suite",
+            PROMPTS,
+            "gsm8k, math500, aime25, humaneval, mbpp, livecodebench, mt-bench, alpaca, several "
+            "with commas, all, or sample, a few that come with d2sd. Default: sample, or the "
+            "study's.",
+            "LIST",
+        ),
+    ] = None
+    suite_dir: Annotated[
+        Path | None,
+        option(
+            "--suite-dir",
+            PROMPTS,
+            "A folder with SUITE.jsonl files. Without one, suites come from Hugging Face.",
+            "DIR",
+        ),
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        option(
+            "--prompts",
+            PROMPTS,
+            'Prompts of your own: a JSONL file, one {"id": …, "turns": […]} a line.',
+            "FILE.jsonl",
+        ),
+    ] = None
+    limit: Annotated[
+        int | None, option("--limit", PROMPTS, "The first N prompts of every suite.", "N")
+    ] = None
+    max_new_tokens: Annotated[
+        int, option("--max-new-tokens", PROMPTS, "End each answer after this many tokens.", "N")
+    ] = 128
+
+
+@dataclass(frozen=True)
+class ContenderOptions:
+    """Who takes part."""
+
+    study: Annotated[
+        str | None,
+        option(
+            "--study",
+            CONTENDERS,
+            "main, ablation, budget, block-size or falsify: the paper's tables. Sets policies, "
+            "suites, temperatures and peers, unless they are given as well.",
+            "NAME",
+        ),
+    ] = None
+    policies: Annotated[
+        str | None,
+        option(
+            "--policies",
+            DRAFTING,
+            "Policies with their options, such as none,block,dual:branches=4,best-first:budget=64.",
+            "LIST",
+        ),
+    ] = None
+    peers: Annotated[
+        str | None,
+        option(
+            "--peers",
+            CONTENDERS,
+            "Other programs on the same prompts: transformers, transformers:prompt-lookup, "
+            "transformers:assisted, dflash, llama.cpp, llama.cpp:lookup; all, or none.",
+            "LIST",
+        ),
+    ] = None
+    assistant: Annotated[
+        str | None,
+        option(
+            "--assistant",
+            CONTENDERS,
+            "The smaller model of transformers:assisted: a folder, a Hugging Face id, or "
+            "proving-ground.",
+            "M",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class BenchSampling(DrawOptions):
+    """How tokens are drawn, at how many temperatures."""
+
+    temperatures: Annotated[
+        str | None,
+        option(
+            "--temperature",
+            SAMPLING,
+            "0 takes the most probable token; several with commas. Default: 0, or the study's.",
+            "LIST",
+        ),
+    ] = None
+    thinking: Annotated[
+        bool, option("--thinking/--no-thinking", SAMPLING, "Let models think that can.")
+    ] = False
 
 
 @grouped
 def bench(
-    prompts: PromptsOptions,
+    suites: SuiteOptions,
+    contenders: ContenderOptions,
     model: ModelOptions,
-    sampling: SamplingOptions,
-    policies: Policies = "none,ngram,block,best-first,dual,merged,planned",
+    sampling: BenchSampling,
+    out: Annotated[
+        Path | None,
+        option(
+            "--out",
+            OUTPUT,
+            "Write results.json, report.md, report.html and plots here; a killed run goes on.",
+            "DIR",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure policies against each other on a file of prompts.
+    """Measure ways of drafting, and other programs, against each other.
 
-    Every prompt is answered with every policy in turn, in one process, through the same target.
+    Every prompt is answered by every contender in turn, in one process, by the same target.
     """
-    from d2sd.bench.measure import measure
-    from d2sd.cli.opening import opened, workload_of
-    from d2sd.cli.tables import comparison_json, print_comparison
-    from d2sd.cli.terminal import print_json, progress
-    from d2sd.drafters.policies import parse_policies
+    from d2sd.cli.benching import measured
+    from d2sd.cli.comparison import print_results
+    from d2sd.cli.terminal import note, print_json
 
-    chosen, workload = parse_policies(policies), workload_of(prompts, sampling)
-    session = opened(model, chosen)
-    with progress("measuring", len(workload.prompts)) as on_prompt:
-        comparison = measure(session, chosen, workload, on_prompt)
-    run = session.provenance(workload.seed)
+    results, written = measured(suites, contenders, model, sampling, out)
     if as_json:
-        print_json(comparison_json(comparison, run))
+        print_json(results.to_json())
     else:
-        print_comparison(comparison, run)
+        print_results(results)
+    for path in written:
+        note(f"wrote {path}")

@@ -9,10 +9,11 @@ from contextlib import nullcontext
 import torch
 import transformers
 
-from d2sd.bench.measure import Workload
 from d2sd.bench.prompts import read_prompts
+from d2sd.bench.workload import Workload
 from d2sd.cli.options import (
     AnswerOptions,
+    DrawOptions,
     ModelOptions,
     PolicyOptions,
     PromptsOptions,
@@ -25,10 +26,13 @@ from d2sd.sampling import Sampling
 from d2sd.session import Message, ModelChoice, Session, open_session
 
 
-def opened(options: ModelOptions, policies: Sequence[Policy], exact: bool = False) -> Session:
+def opened(
+    options: ModelOptions, policies: Sequence[Policy], exact: bool = False, whole: bool = False
+) -> Session:
     """Model, tokenizer and drafters, with notes on standard error about what takes time.
 
-    `exact`: figures must not depend on which number type is faster on this machine.
+    `exact`: figures must not depend on which number type is faster on this machine. `whole`: the
+    model keeps its layers beside compiled passes.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -39,6 +43,7 @@ def opened(options: ModelOptions, policies: Sequence[Policy], exact: bool = Fals
         options.dtype,
         options.device,
         options.compiled,
+        keep_layers=whole,
         quantize=options.quantize,
     )
     waiting = notes.status(f"loading {options.model}") if notes.is_terminal else nullcontext()
@@ -58,8 +63,13 @@ def chosen_policy(options: PolicyOptions) -> Policy:
 
 def sampling_of(options: SamplingOptions) -> Sampling:
     """A fresh sampling with its generator at the seed."""
+    return draws_at(options.temperature, options)
+
+
+def draws_at(temperature: float, options: DrawOptions) -> Sampling:
+    """The same at a temperature of its own."""
     return Sampling(
-        temperature=options.temperature,
+        temperature=temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         min_p=options.min_p,

@@ -106,12 +106,9 @@ class PolicyOptions:
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """How the target's tokens are drawn."""
+class DrawOptions:
+    """How the target's tokens are drawn, the temperature apart."""
 
-    temperature: Annotated[
-        float, option("--temperature", SAMPLING, "0 takes the most probable token.", "T")
-    ] = 0.0
     top_p: Annotated[
         float,
         option("--top-p", SAMPLING, "Draw from the most probable tokens up to this mass.", "P"),
@@ -126,6 +123,15 @@ class SamplingOptions:
     seed: Annotated[
         int, option("--seed", SAMPLING, "Equal seeds give equal answers, whatever the policy.", "N")
     ] = 0
+
+
+@dataclass(frozen=True)
+class SamplingOptions(DrawOptions):
+    """How the target's tokens are drawn."""
+
+    temperature: Annotated[
+        float, option("--temperature", SAMPLING, "0 takes the most probable token.", "T")
+    ] = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,119 @@
+"""Named studies: which contenders, suites and temperatures answer a question of the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from d2sd.bench.peers import PEERS
+from d2sd.bench.suites import SUITES
+
+GREEDY = (0.0,)
+FEW_SUITES = ("gsm8k", "math500", "mbpp", "mt-bench")
+"""Those of the paper's Tables 5 to 7."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is measured, and to answer what.
+
+    `policies` and `peers` are contenders by name; `absent` are those of the paper that d2sd doesn't
+    have, with the reason. Peers answer greedily only.
+    """
+
+    name: str
+    question: str
+    policies: tuple[str, ...]
+    suites: tuple[str, ...] = FEW_SUITES
+    temperatures: tuple[float, ...] = GREEDY
+    peers: tuple[str, ...] = ()
+    absent: Mapping[str, str] | None = None
+
+
+def study_of(name: str, block_size: int) -> Study:
+    """A study for drafters of `block_size` positions. Raises ValueError when it's unknown."""
+    if name not in _STUDIES:
+        raise ValueError(f"study {name!r} is unknown; choose one of {', '.join(STUDIES)}")
+    return _STUDIES[name](block_size)
+
+
+def equal_nodes(block_size: int) -> int:
+    """The budget at which one tree has about as many nodes as D²SD's five rows.
+
+    Their shared prefixes leave about three blocks' worth: 23 nodes of blocks of 8, 48 of 16.
+    """
+    return 3 * block_size
+
+
+def _main(block_size: int) -> Study:
+    budget = equal_nodes(block_size)
+    return Study(
+        "main",
+        "How fast is each way of drafting, and how much does it accept? (paper, Tables 3 and 4)",
+        (
+            *("none", "ngram", "block", f"best-first:budget={budget}", "dual"),
+            *(f"merged:budget={budget}", "planned"),
+        ),
+        SUITES,
+        (0.0, 1.0),
+        tuple(PEERS),
+        {"eagle-3": "d2sd has no EAGLE-3 drafter yet"},
+    )
+
+
+def _ablation(block_size: int) -> Study:
+    return Study(
+        "ablation",
+        "What is each part of D²SD worth? (paper, Tables 5, 6 and 7)",
+        ("none", "block", "samples", "self-dual", "dual", "three-level"),
+    )
+
+
+def _budget(block_size: int) -> Study:
+    budgets = [block_size * part // 2 for part in (2, 4, 6, 8, 12, 16)]
+    branches = [count for count in (1, 2, 4, 7, 11, 15) if count < block_size]
+    return Study(
+        "budget",
+        "At equal nodes, is a second pass worth more than a bigger tree of the first?",
+        (
+            *("none", "block"),
+            *(f"best-first:budget={budget}" for budget in budgets),
+            *(f"dual:branches={count}" for count in branches),
+            *(f"merged:budget={budget}" for budget in budgets),
+        ),
+    )
+
+
+def _block_size(block_size: int) -> Study:
+    sizes = sorted({max(block_size * quarters // 4, 2) for quarters in (1, 2, 3, 4, 6, 8)})
+    return Study(
+        "block-size",
+        "Does a bigger block help? (paper, Table 1)",
+        (
+            "none",
+            *(f"block:block_size={size}" for size in sizes),
+            *(f"dual:block_size={size}" for size in sizes),
+        ),
+        ("gsm8k", "math500"),
+    )
+
+
+def _falsify(block_size: int) -> Study:
+    return Study(
+        "falsify",
+        "Do blind prefixes, or redrafts blind to their prefix, do as well?",
+        (
+            *("none", "block", "dual", "random-dual", "even-dual", "early-dual"),
+            *("unseen-dual", "self-dual"),
+        ),
+    )
+
+
+_STUDIES: Mapping[str, Callable[[int], Study]] = {
+    "main": _main,
+    "ablation": _ablation,
+    "budget": _budget,
+    "block-size": _block_size,
+    "falsify": _falsify,
+}
+STUDIES = tuple(_STUDIES)
