@@ -51,13 +51,13 @@ PICTURES = {
 def drawn(monkeypatch):
     """The figures that the test draws, as matplotlib has them."""
     figures = []
-    save = plots._save
+    save = plots.save_picture
 
     def keep(figure, out):
         figures.append(figure)
         save(figure, out)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_picture", keep)
     return figures
 
 

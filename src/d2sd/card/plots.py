@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 from d2sd.card.curves import Point, fit_trend
 from d2sd.costs import CostTable
+from d2sd.pictures import colour, draw_line, new_figure, save_picture
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
-"""Told apart by everyone (Okabe and Ito), dark enough on white."""
-STYLES = ("-", "--", "-.", ":")
-HEIGHT, DOTS = 3.4, 110
 MILLION = 1e6
 
 ACCEPTANCE = "acceptance length\n(tokens per target pass)"
@@ -48,17 +44,17 @@ def draw_curves(curves: Mapping[str, Sequence[Point]], x: Axis, out: Path) -> No
 
     The slots are on a logarithmic axis: there a steady gain per doubling is a straight line.
     """
-    figure, (axes,) = _figure(1, width=6.8 if len(curves) <= 4 else 8.4)
+    figure, (axes,) = new_figure(1, width=6.8 if len(curves) <= 4 else 8.4)
     for index, (name, points) in enumerate(curves.items()):
         known = [p for p in points if getattr(p, x) is not None and p.acceptance is not None]
-        _line(axes, index, name, [_along(p, x) for p in known], [p.acceptance for p in known])
+        draw_line(axes, index, name, [_along(p, x) for p in known], [p.acceptance for p in known])
     _learning_axis(axes, x)
     axes.set_ylabel(ACCEPTANCE)
     if len(curves) <= 4:
         axes.legend(fontsize=9)
     else:  # a long legend would cover the lines
         figure.legend(loc="outside right upper", fontsize=9)
-    _save(figure, out)
+    save_picture(figure, out)
 
 
 def draw_learning(stages: Mapping[str, Sequence[Point]], out: Path) -> None:
@@ -67,16 +63,16 @@ def draw_learning(stages: Mapping[str, Sequence[Point]], out: Path) -> None:
     The dotted line is `fit_trend` on the last points, drawn to twice the slots.
     """
     has_loss = any(p.loss is not None for points in stages.values() for p in points)
-    figure, panels = _figure(2 if has_loss else 1)
+    figure, panels = new_figure(2 if has_loss else 1)
     for index, (stage, points) in enumerate(stages.items()):
         known = [p for p in points if p.acceptance is not None]
         heights = [p.acceptance for p in known]
-        _line(panels[-1], index, stage, [_along(p, "positions") for p in known], heights)
+        draw_line(panels[-1], index, stage, [_along(p, "positions") for p in known], heights)
         _predict(panels[-1], index, points)
         lost = [p for p in points if p.loss is not None]
         if has_loss:
             places = [_along(p, "positions") for p in lost]
-            _line(panels[0], index, stage, places, [p.loss for p in lost])
+            draw_line(panels[0], index, stage, places, [p.loss for p in lost])
     for axes in panels:
         _learning_axis(axes, "positions")
     panels[-1].set_ylabel(ACCEPTANCE)
@@ -84,33 +80,33 @@ def draw_learning(stages: Mapping[str, Sequence[Point]], out: Path) -> None:
     panels[-1].legend(fontsize=9)
     if has_loss:
         panels[0].set_ylabel("training loss (nats per slot)")
-    _save(figure, out)
+    save_picture(figure, out)
 
 
 def draw_depths(rates: Mapping[str, Sequence[float]], out: Path) -> None:
     """How often the token at each depth is accepted, given that all before it were."""
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     for index, (name, shares) in enumerate(rates.items()):
         depths = [depth for depth, share in enumerate(shares, 1) if share == share]
-        _line(axes, index, name, depths, [100 * shares[depth - 1] for depth in depths])
+        draw_line(axes, index, name, depths, [100 * shares[depth - 1] for depth in depths])
     axes.set_xlabel("depth in the draft (tokens after the anchor)")
     axes.set_ylabel("accepted, given that all\nbefore it were (%)")
     axes.set_ylim(0, 100)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=9)
-    _save(figure, out)
+    save_picture(figure, out)
 
 
 def draw_suites(policies: Mapping[str, Bars], out: Path) -> None:
     """Acceptance length by suite and policy, with 95 % intervals; plain decoding stands at 1."""
     suites = list(dict.fromkeys(suite for bars in policies.values() for suite in bars.values))
-    figure, (axes,) = _figure(1, 1.1 + len(suites) * (0.12 + 0.15 * len(policies)))
+    figure, (axes,) = new_figure(1, 1.1 + len(suites) * (0.12 + 0.15 * len(policies)))
     width = 0.82 / max(len(policies), 1)
     for index, (name, bars) in enumerate(policies.items()):
         own = [suite for suite in suites if suite in bars.values]
         places = [suites.index(suite) + (index + 0.5) * width - 0.41 for suite in own]
         lengths = [bars.values[suite] - 1 for suite in own]
-        axes.barh(places, lengths, 0.9 * width, 1, color=_colour(index), label=name)
+        axes.barh(places, lengths, 0.9 * width, 1, color=colour(index), label=name)
         for place, suite in zip(places, own, strict=True):
             if suite in bars.intervals:
                 axes.plot(bars.intervals[suite], (place, place), color="#111111", linewidth=1.1)
@@ -120,23 +116,23 @@ def draw_suites(policies: Mapping[str, Bars], out: Path) -> None:
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("acceptance length (tokens per target pass), 95 % intervals")
     figure.legend(loc="outside upper center", ncols=min(len(policies), 3) or 1, frameon=False)
-    _save(figure, out)
+    save_picture(figure, out)
 
 
 def draw_reliability(told: Mapping[str, Reliability], out: Path) -> None:
     """What was said against what held, one panel each; the area of a dot is its bin's count."""
-    figure, panels = _figure(max(len(told), 1), 3.3, 3.1 * max(len(told), 1))
+    figure, panels = new_figure(max(len(told), 1), 3.3, 3.1 * max(len(told), 1))
     for index, (axes, (name, bins)) in enumerate(zip(panels, told.items(), strict=True)):
         axes.plot((0, 100), (0, 100), color="#999999", linewidth=1, zorder=0)
         most = max(bins.counts, default=1) or 1
         said, held = ([100 * share for share in row] for row in (bins.said, bins.held))
-        axes.plot(said, held, color=_colour(index), linewidth=1)
+        axes.plot(said, held, color=colour(index), linewidth=1)
         areas = [8 + 110 * count / most for count in bins.counts]
-        axes.scatter(said, held, areas, color=_colour(index), linewidths=0, clip_on=False)
+        axes.scatter(said, held, areas, color=colour(index), linewidths=0, clip_on=False)
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xlabel="stated probability (%)")
         axes.set_title(f"{name}\nECE {100 * bins.error:.1f} %", fontsize=10.5)
     panels[0].set_ylabel("came true (%)")
-    _save(figure, out)
+    save_picture(figure, out)
 
 
 def draw_boundaries(said: Sequence[float], held: Sequence[float], out: Path) -> None:
@@ -144,53 +140,29 @@ def draw_boundaries(said: Sequence[float], held: Sequence[float], out: Path) -> 
 
     The last place is the whole block.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     places = range(len(held))
     axes.bar(places, [100 * share for share in held], 0.8, color="#b8cfe0", label="measured")
-    _line(axes, 1, "said, mean r(i)", list(places), [100 * share for share in said])
+    draw_line(axes, 1, "said, mean r(i)", list(places), [100 * share for share in said])
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("drafted tokens accepted before the first rejection")
     axes.set_ylabel("share of blocks (%)")
     axes.legend(fontsize=9)
-    _save(figure, out)
+    save_picture(figure, out)
 
 
 def draw_costs(table: CostTable, out: Path) -> None:
     """Milliseconds of the target's pass against its nodes, one line per context length."""
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     for index, context in enumerate(table.contexts):
         heights = [1e3 * row[index] for row in table.target]
-        _line(axes, index, f"{context} tokens", table.nodes, heights)
+        draw_line(axes, index, f"{context} tokens", table.nodes, heights)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("nodes of the tree, anchor included")
     axes.set_ylabel("target pass (ms)")
     axes.legend(fontsize=9, title="context")
-    _save(figure, out)
-
-
-def _figure(count: int, height: float = HEIGHT, width: float = 6.8) -> tuple[Any, list[Any]]:
-    """A white figure with `count` panels side by side. ValueError where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("plots need matplotlib: pip install 'd2sd[train]'") from None
-    figure = Figure((width, height), DOTS, facecolor="white", layout="constrained")
-    panels = list(figure.subplots(1, count, squeeze=False)[0])
-    for axes in panels:
-        axes.grid(color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=10)
-        axes.xaxis.label.set_size(10.5)
-        axes.yaxis.label.set_size(10.5)
-    return figure, panels
-
-
-def _line(axes: Any, index: int, name: str, x: Sequence[Any], y: Sequence[Any]) -> None:
-    marker = "o" if len(x) <= 40 else None
-    style = STYLES[index // len(COLOURS) % len(STYLES)]
-    axes.plot(x, y, style, color=_colour(index), marker=marker, markersize=3.5, label=name)
+    save_picture(figure, out)
 
 
 def _predict(axes: Any, index: int, points: Sequence[Point]) -> None:
@@ -199,7 +171,7 @@ def _predict(axes: Any, index: int, points: Sequence[Point]) -> None:
         return
     ends = (trend.points[0].positions, 2 * trend.last)
     places = [end / MILLION for end in ends]
-    axes.plot(places, [trend.at(end) for end in ends], ":", color=_colour(index), linewidth=1.4)
+    axes.plot(places, [trend.at(end) for end in ends], ":", color=colour(index), linewidth=1.4)
 
 
 def _along(point: Point, x: Axis) -> float:
@@ -216,17 +188,3 @@ def _learning_axis(axes: Any, x: Axis) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("masked slots learned from (millions)")
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-def _save(figure: Any, out: Path) -> None:
-    """Write 64 colours: a third of the size, and no eye sees it."""
-    from PIL import Image
-
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png")
-    few = Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    few.save(out, format="png", optimize=True)

@@ -1,0 +1,126 @@
+"""Two contenders against each other: ratios, and whether their intervals leave room for chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from d2sd.bench.results import Interval, Mean, Row
+from d2sd.report.tables import BASELINE
+
+Found = Row | Mean
+EQUAL_NODES = 0.1
+"""Trees whose sizes differ by less than this share count as equal."""
+PAPER_BRANCHES = "4"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One figure over another; `apart` where their intervals do not overlap."""
+
+    ours: float
+    theirs: float
+    apart: bool
+
+    @property
+    def value(self) -> float:
+        return self.ours / self.theirs
+
+    @property
+    def is_gain(self) -> bool:
+        return self.apart and self.value > 1
+
+    @property
+    def is_loss(self) -> bool:
+        return self.apart and self.value < 1
+
+    @property
+    def chance(self) -> str:
+        return "intervals apart" if self.apart else "intervals overlap"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`ours` against `theirs`; `speed` is of speed-ups, None where there are none."""
+
+    ours: str
+    theirs: str
+    acceptance: Ratio
+    speed: Ratio | None
+    nodes: tuple[float, float]
+
+    @property
+    def has_equal_nodes(self) -> bool:
+        ours, theirs = self.nodes
+        return abs(ours - theirs) <= EQUAL_NODES * max(ours, theirs)
+
+
+def compare(rows: Mapping[str, Found], ours: str, theirs: str) -> Comparison:
+    """Both of them must be among the rows."""
+    here, there = rows[ours], rows[theirs]
+    speed = None
+    if here.speedup is not None and there.speedup is not None:
+        speed = _ratio(here.speedup, there.speedup)
+    return Comparison(
+        ours,
+        theirs,
+        _ratio(here.acceptance_length, there.acceptance_length),
+        speed,
+        (here.nodes_per_step, there.nodes_per_step),
+    )
+
+
+def family(name: str) -> str:
+    """The policy without its options."""
+    return name.partition(":")[0]
+
+
+def option(name: str, key: str) -> str | None:
+    """The value of an option given inline, as in `dual:branches=4`."""
+    pieces = name.partition(":")[2].replace(",", ":").split(":")
+    given = dict(piece.partition("=")[::2] for piece in pieces if piece)
+    return given.get(key)
+
+
+def variants(names: Iterable[str], of: str) -> list[str]:
+    """The names that are one policy, with whatever options."""
+    return [name for name in names if family(name) == of]
+
+
+def plainest(names: Iterable[str], of: str) -> str | None:
+    """The variant that stands for a policy: without options, the only one, or the paper's."""
+    found = variants(names, of)
+    if of in found:
+        return of
+    if len(found) == 1:
+        return found[0]
+    return next((name for name in found if option(name, "branches") == PAPER_BRANCHES), None)
+
+
+def nearest(rows: Mapping[str, Found], name: str, of: str) -> str | None:
+    """The variant of policy `of` whose trees are closest in nodes to those of `name`."""
+    nodes = rows[name].nodes_per_step
+    found = variants(rows, of)
+    return min(found, key=lambda one: abs(rows[one].nodes_per_step - nodes), default=None)
+
+
+def at_equal_nodes(rows: Mapping[str, Found], of: str, control: str) -> list[Comparison]:
+    """Every variant of a policy against the control's that is closest in nodes."""
+    pairs = [(name, nearest(rows, name, control)) for name in variants(rows, of)]
+    return [compare(rows, name, other) for name, other in pairs if other is not None]
+
+
+def best(rows: Mapping[str, Found], among: Iterable[str]) -> str | None:
+    """The fastest over plain decoding."""
+    known = [n for n in among if n in rows and n != BASELINE and rows[n].speedup is not None]
+    return max(known, key=lambda name: _speed(rows[name]), default=None)
+
+
+def _speed(row: Found) -> float:
+    assert row.speedup is not None
+    return row.speedup.value
+
+
+def _ratio(ours: Interval, theirs: Interval) -> Ratio:
+    apart = ours.low > theirs.high or ours.high < theirs.low
+    return Ratio(ours.value, theirs.value, apart)

@@ -1,0 +1,239 @@
+"""What the figures say, in sentences whose words follow from the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from d2sd.bench.results import Means, Results, Section
+from d2sd.report.comparisons import (
+    Comparison,
+    Ratio,
+    at_equal_nodes,
+    best,
+    compare,
+    nearest,
+    plainest,
+)
+from d2sd.report.paper import Gain, gain
+from d2sd.report.tables import BASELINE, policies, sections_at
+
+METHOD = ("dual", "merged", "planned")
+CONTROLS = {"dual": ("block", "best-first"), "merged": ("block", "best-first"), "planned": ()}
+FEW = 2
+"""Up to so many variants of a policy get a sentence each; more of them are counted."""
+
+TAKEN_AWAY = {
+    "samples": "redrafts; the arm draws more chains of the first pass",
+    "random-dual": "confidences; the arm's boundaries are random",
+    "even-dual": "confidences; the arm's boundaries are evenly spaced",
+    "early-dual": "confidences; the arm's boundaries are the earliest ones",
+    "unseen-dual": "prefixes; the arm's second pass sees none",
+    "self-dual": "second drafter; the arm's first one does both passes",
+}
+"""Arms of D²SD that lack a part of it, and which."""
+
+
+def statements(results: Results, means: Means) -> tuple[str, ...]:
+    """Everything that the means over suites at one temperature answer."""
+    return (
+        *_of_the_method(means),
+        *_equal_nodes(means, "dual"),
+        *_equal_nodes(means, "merged"),
+        *_of_the_planner(results, means),
+        *_of_the_peers(results, means),
+        *_of_the_arms(means),
+    )
+
+
+def where_it_does_not_pay(results: Results, means: Means) -> tuple[str, ...]:
+    """Suites on which the method is slower than what it must beat, and than plain decoding."""
+    sections = sections_at(results, means.temperature)
+    found = []
+    for pair in _pairs(results, means):
+        known = [s for s in sections if set(pair) <= set(s.rows)]
+        found += _slower(known, *pair)
+    return (*found, _slower_than_plain(results, sections))
+
+
+def versus(one: Comparison, printed: Gain | None = None) -> str:
+    """Acceptance and speed of one against another, and what a paper has for the two."""
+    speed = "" if one.speed is None else f"; it {_speed(one.speed)}"
+    text = f"`{one.ours}` against `{one.theirs}`: it {_acceptance(one.acceptance)}{speed}."
+    return text if printed is None else f"{text} {_beside(one, printed)}"
+
+
+def _acceptance(ratio: Ratio) -> str:
+    word = "isn't shown to accept more or less"
+    if ratio.apart:
+        word = "**accepts more**" if ratio.is_gain else "**accepts less**"
+    return (
+        f"{word} (×{ratio.value:.2f}: {ratio.ours:.2f} against {ratio.theirs:.2f} tokens a step, "
+        f"{ratio.chance})"
+    )
+
+
+def _speed(ratio: Ratio) -> str:
+    word = "isn't shown to be faster or slower"
+    if ratio.apart:
+        word = "**is faster**" if ratio.is_gain else "**is slower**"
+    return (
+        f"{word} (×{ratio.value:.2f}: {ratio.ours:.2f} against {ratio.theirs:.2f} times plain "
+        f"decoding, {ratio.chance})"
+    )
+
+
+def _beside(one: Comparison, printed: Gain) -> str:
+    text = f"{printed.source}: ×{printed.acceptance:.2f} acceptance, ×{printed.speed:.2f} speed"
+    text += f"; here acceptance is {_more(one.acceptance.value, printed.acceptance)}"
+    if one.speed is not None:
+        text += f" and speed {_more(one.speed.value, printed.speed)}"
+    return text + "."
+
+
+def _more(ours: float, printed: float) -> str:
+    if round(ours, 2) == round(printed, 2):
+        return "multiplied as there"
+    return f"multiplied by {'more' if ours > printed else 'less'} than there"
+
+
+def _of_the_method(means: Means) -> list[str]:
+    """D²SD, and the best tree of one pass, against the chain that both start from."""
+    block = plainest(means.rows, "block")
+    if block is None:
+        return []
+    found = []
+    for policy in ("dual", "best-first"):
+        name = plainest(means.rows, policy)
+        if name is not None:
+            printed = gain(policy, "block", means.temperature)
+            found.append(versus(compare(means.rows, name, block), printed))
+    return found
+
+
+def _equal_nodes(means: Means, policy: str) -> list[str]:
+    pairs = at_equal_nodes(means.rows, policy, "best-first")
+    if len(pairs) > FEW:
+        return [_counted(policy, pairs)]
+    return [f"{_title(pair)} {versus(pair)}" for pair in pairs]
+
+
+def _title(pair: Comparison) -> str:
+    ours, theirs = pair.nodes
+    equal = "At equal nodes" if pair.has_equal_nodes else "At the nearest size, not an equal one"
+    return f"{equal} ({ours:.1f} against {theirs:.1f} a step):"
+
+
+def _counted(policy: str, pairs: Sequence[Comparison]) -> str:
+    equal = [pair for pair in pairs if pair.has_equal_nodes]
+    if not equal:
+        return f"No size of `{policy}` has a `best-first` of equal nodes beside it."
+    accepts = _tally([pair.acceptance for pair in equal], "accepts more", "less")
+    text = f"`{policy}` against `best-first` at equal nodes, {len(equal)} sizes: it {accepts}"
+    speeds = [pair.speed for pair in equal if pair.speed is not None]
+    if speeds:
+        text += f"; it {_tally(speeds, 'is faster', 'slower')}"
+    return f"{text}. The rest isn't shown either way."
+
+
+def _tally(ratios: Sequence[Ratio], more: str, less: str) -> str:
+    gains, losses = (sum(getattr(r, of) for r in ratios) for of in ("is_gain", "is_loss"))
+    ratios = sorted(ratios, key=lambda ratio: ratio.value)
+    spread = f"×{ratios[0].value:.2f} to ×{ratios[-1].value:.2f}"
+    return f"{more} at {gains} and {less} at {losses} of {len(ratios)} ({spread})"
+
+
+def _of_the_planner(results: Results, means: Means) -> list[str]:
+    planned = plainest(means.rows, "planned")
+    if planned is None or means.rows[planned].speedup is None:
+        return []
+    other = best(means.rows, [name for name in policies(results) if name != planned])
+    if other is None:
+        return []
+    text = versus(compare(means.rows, planned, other))
+    return [f"The planner against the fastest other policy: {text}"]
+
+
+def _of_the_peers(results: Results, means: Means) -> list[str]:
+    """Our fastest against the fastest other program, and D²SD against DFlash's own."""
+    ours = best(means.rows, policies(results))
+    peers = [one.name for one in results.participants if one.kind == "peer"]
+    theirs, dual = best(means.rows, peers), plainest(means.rows, "dual")
+    found = []
+    if ours is not None and theirs is not None:
+        pair = compare(means.rows, ours, theirs)
+        found.append(f"Our fastest against the fastest other program: {versus(pair)}")
+    if dual is not None and "dflash" in peers and "dflash" in means.rows:
+        pair = compare(means.rows, dual, "dflash")
+        found.append(f"D²SD against the program of DFlash's authors: {versus(pair)}")
+    return found
+
+
+def _of_the_arms(means: Means) -> list[str]:
+    """What is lost with each part of the method that an arm lacks."""
+    dual = plainest(means.rows, "dual")
+    found = []
+    for arm, part in TAKEN_AWAY.items():
+        name = plainest(means.rows, arm)
+        if dual is not None and name is not None:
+            pair = compare(means.rows, dual, name)
+            found.append(f"The {part}. {versus(pair)} {_worth(pair.acceptance)}")
+    return found
+
+
+def _worth(ratio: Ratio) -> str:
+    if ratio.is_gain:
+        return "So the part is worth something."
+    if ratio.is_loss:
+        return "So the part does harm here."
+    return "So the part isn't shown to be worth anything."
+
+
+def _pairs(results: Results, means: Means) -> list[tuple[str, str]]:
+    found = []
+    for policy in METHOD:
+        name = plainest(means.rows, policy)
+        if name is None:
+            continue
+        for control in CONTROLS[policy]:
+            other = nearest(means.rows, name, control)
+            if other is not None:
+                found.append((name, other))
+    planned = plainest(means.rows, "planned")
+    other = best(means.rows, [n for n in policies(results) if n != planned])
+    if planned is not None and other is not None:
+        found.append((planned, other))
+    return found
+
+
+def _slower(sections: Sequence[Section], ours: str, theirs: str) -> list[str]:
+    pairs = {section.suite: compare(section.rows, ours, theirs) for section in sections}
+    speeds = {suite: pair.speed for suite, pair in pairs.items() if pair.speed is not None}
+    if not speeds:
+        return []
+    slower = {suite: ratio for suite, ratio in speeds.items() if ratio.value < 1}
+    if not slower:
+        return [f"`{ours}` is slower than `{theirs}` on none of {len(speeds)} suites."]
+    listed = ", ".join(
+        f"{suite} ×{ratio.value:.2f}{_mark(ratio)}" for suite, ratio in slower.items()
+    )
+    return [
+        f"`{ours}` is slower than `{theirs}` on {len(slower)} of {len(speeds)} suites: {listed}."
+    ]
+
+
+def _mark(ratio: Ratio) -> str:
+    return " (intervals apart)" if ratio.apart else ""
+
+
+def _slower_than_plain(results: Results, sections: Sequence[Section]) -> str:
+    losing: dict[str, list[str]] = {}
+    for section in sections:
+        for name in policies(results):
+            row = section.rows.get(name)
+            if row is not None and row.speedup is not None and row.speedup.value < 1:
+                losing.setdefault(name, []).append(f"{section.suite} {row.speedup.value:.2f}")
+    losing.pop(BASELINE, None)
+    if not losing:
+        return "No policy of ours is slower than plain decoding on any suite."
+    listed = "; ".join(f"`{name}` on {', '.join(suites)}" for name, suites in losing.items())
+    return f"Slower than plain decoding: {listed}."
