@@ -9,8 +9,8 @@ import torch
 
 import d2sd.decode
 from d2sd.bench.audit import NEAR_TIE_ULP, argmax_misses, audit, ulp
-from d2sd.bench.measure import Workload
 from d2sd.bench.prompts import Prompt
+from d2sd.bench.workload import Workload
 from d2sd.drafters.policies import parse_policies, parse_policy
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, Session, open_session

@@ -1,20 +1,25 @@
-"""Prompt files, the paired measurement and where its numbers come from."""
+"""Trials: everyone answers every prompt, in turn, and a killed run goes on where it was."""
 
 from __future__ import annotations
 
 import json
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from d2sd.bench.measure import Workload, conversation, figures, measure
-from d2sd.bench.prompts import Prompt, read_prompts
+from d2sd.bench.contenders import Absent, Contender, PolicyContender
+from d2sd.bench.prompts import Prompt
+from d2sd.bench.records import Answer, Steps
+from d2sd.bench.results import read_results, write_results
+from d2sd.bench.run import LOG, Order, logged, run
+from d2sd.bench.trials import Bench, Task, rotated
+from d2sd.bench.workload import Workload, conversation
 from d2sd.drafters.policies import parse_policies, parse_policy
-from d2sd.generate import Generation
+from d2sd.generate import Request, generate
 from d2sd.interfaces import Context, Drafter
-from d2sd.provenance import commit
+from d2sd.journal import Journal
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, Session, open_session
 from d2sd.tree import Branch, TokenTree
@@ -34,93 +39,147 @@ def session(tmp_path_factory) -> Session:
     return open_session(choice, ["none", "ngram:length=3"])
 
 
-def test_prompts_are_read_in_order_up_to_the_limit(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(
-        '{"id": "x", "turns": ["é"]}\n\n{"id": 7, "turns": ["a", "b"], "category": "c"}\nrest'
-    )
-    assert read_prompts(file, 2) == [Prompt("x", ("é",)), Prompt("7", ("a", "b"))]
+def order(policies: str = "ngram:length=3,none,ngram", **changes) -> Order:
+    chosen = tuple(parse_policies(policies))
+    return replace(Order({"s": PROMPTS}, chosen, workload=Workload((), 20)), **changes)
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ('{"id": "x", "turns": ["a"', "line 2 is not JSON"),
-        ('["x"]', "line 2 is no object"),
-        ('{"id": "x"}', 'line 2 has no list of texts under "turns"'),
-        ('{"id": "x", "turns": []}', 'line 2 has no list of texts under "turns"'),
-        ('{"id": "x", "turns": [3]}', 'line 2 has no list of texts under "turns"'),
-        ('{"turns": ["a"]}', 'line 2 has no "id"'),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"id": "x", "turns": ["a"]}\n' + line + "\n")
-    with pytest.raises(ValueError, match=f"prompts.jsonl, {words}"):
-        read_prompts(file)
-
-
-def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_bytes(b'{"id": "x", "turns": ["\xff"]}')
-    with pytest.raises(ValueError, match="line 1 is not UTF-8"):
-        read_prompts(file)
-
-
-def test_files_without_prompts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing\.jsonl cannot be read: No such file"):
-        read_prompts(tmp_path / "nothing.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="holds no prompts"):
-        read_prompts(tmp_path / "empty.jsonl")
-    with pytest.raises(ValueError, match="limit is 0"):
-        read_prompts(tmp_path / "empty.jsonl", 0)
-
-
-def answer(tokens: tuple[int, ...], steps: int, seconds: float) -> Generation:
-    return Generation("", tokens, 5, "stop", steps, 3 * steps, seconds, 1.0)
-
-
-def test_figures_by_hand() -> None:
-    baseline = [[answer((1, 2, 3, 4), 4, 4.0)], [answer((5, 6), 2, 2.0), answer((7, 8), 2, 2.0)]]
-    ours = [[answer((1, 2, 3, 4), 2, 1.0)], [answer((5, 6), 1, 1.0), answer((7, 9), 1, 1.0)]]
-    row = figures(ours, baseline)
-    assert (row.new_tokens, row.steps) == (8, 4)
-    assert row.acceptance_length == 2.0
-    assert row.nodes_per_step == 3.0
-    assert row.tokens_per_second == pytest.approx(8 / 3)
-    assert row.median_tokens_per_second == pytest.approx((4 + 2) / 2)
-    assert row.tokens_per_second_with_prefill == pytest.approx(8 / 6)
-    assert row.speedup_over_none == pytest.approx(8 / 3)
-    assert row.identical_to_none is False  # the last token differs
-    assert figures(baseline, baseline).identical_to_none is True
-    alone = figures(ours, None)
-    assert (alone.identical_to_none, alone.speedup_over_none) == (None, None)
-
-
-def test_policies_are_compared_on_the_same_prompts(session: Session) -> None:
-    done: list[int] = []
-    policies = parse_policies("ngram:length=3,none,ngram")
-    workload = Workload(PROMPTS, max_new_tokens=20)
-    comparison = measure(session, policies, workload, done.append)
-    assert comparison.prompts == 3
-    assert done == [1, 2, 3]
-    assert list(comparison.policies) == ["ngram:length=3", "none", "ngram"]
-    rows = comparison.policies
-    assert all(row.identical_to_none for row in rows.values())
+def test_policies_are_compared_on_the_same_prompts(session: Session, tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    results = run(session, order(), Journal(tmp_path / LOG), lambda *at: heard.append(at))
+    [section] = results.sections
+    assert heard == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert (section.suite, section.temperature, section.prompts) == ("s", 0.0, 3)
+    assert list(section.rows) == ["ngram:length=3", "none", "ngram"]
+    rows = section.rows
+    assert {row.identical for row in rows.values()} == {4}  # turns
     assert len({row.new_tokens for row in rows.values()}) == 1
-    assert rows["none"].acceptance_length == 1.0
+    assert rows["none"].acceptance_length == (1.0, 1.0, 1.0)
     assert rows["none"].nodes_per_step == 0.0
     assert rows["ngram"].steps < rows["none"].steps
-    assert rows["ngram"].speedup_over_none == pytest.approx(
-        rows["ngram"].tokens_per_second / rows["none"].tokens_per_second
-    )
+    assert rows["ngram"].sources.keys() == {"ngram"}
+    ratio = rows["ngram"].tokens_per_second / rows["none"].tokens_per_second
+    assert rows["ngram"].speedup is not None
+    assert rows["ngram"].speedup.value == pytest.approx(ratio)
+    milliseconds = sum(rows["ngram"].stages_ms.values()) * rows["ngram"].steps
+    decoded = rows["ngram"].new_tokens / rows["ngram"].tokens_per_second
+    assert milliseconds == pytest.approx(1000 * decoded)
 
 
-def test_sampled_answers_are_identical_too(session: Session) -> None:
-    workload = Workload(PROMPTS, 20, Sampling(temperature=0.9), seed=4)
-    rows = measure(session, parse_policies("none,ngram"), workload).policies
-    assert rows["ngram"].identical_to_none is True
+def test_sampled_answers_are_identical_too(session: Session, tmp_path: Path) -> None:
+    work = Workload((), 20, Sampling(top_k=50), seed=4)
+    asked = order("none,ngram", workload=work, temperatures=(0.9, 0.0))
+    results = run(session, asked, Journal(tmp_path / LOG))
+    assert [section.temperature for section in results.sections] == [0.9, 0.0]
+    assert [section.rows["ngram"].identical for section in results.sections] == [4, 4]
+    ids = [answer["token_ids"] for answer in answers_in(tmp_path, "none", 0)]
+    assert ids[:4] != ids[4:]  # the temperature was used
+
+
+def answers_in(folder: Path, name: str, start: int) -> list[dict]:
+    parts = [json.loads(line)["holds"] for line in (folder / LOG).read_text().splitlines()]
+    return [answer for part in parts[1 + start :] for answer in part["answers"][name]]
+
+
+def test_results_are_those_of_the_log(session: Session, tmp_path: Path) -> None:
+    results = run(session, order(), Journal(tmp_path / LOG))
+    assert logged(tmp_path) == results
+    write_results(results, tmp_path / "results.json")
+    assert read_results(tmp_path / "results.json") == results
+    log = answers_in(tmp_path, "ngram", 0)
+    steps = sum(len(answer["steps"]["emitted"]) for answer in log)
+    tokens = sum(len(answer["token_ids"]) for answer in log)
+    seconds = sum(sum(answer["steps"]["seconds"]) for answer in log)
+    row = results.sections[0].rows["ngram"]
+    assert row.acceptance_length.value == pytest.approx(tokens / steps)
+    assert row.tokens_per_second == pytest.approx(tokens / seconds)
+    with pytest.raises(ValueError, match=r"holds no log\.jsonl"):
+        logged(tmp_path / "elsewhere")
+
+
+class Counting(PolicyContender):
+    """Counts what it is asked; is killed at the `last`th answer."""
+
+    asked = 0
+    last = 10**9
+
+    def answer(self, request: Request) -> Answer:
+        if request.max_new_tokens == 20:  # not the warm-up
+            Counting.asked += 1
+            if Counting.asked > Counting.last:
+                raise KeyboardInterrupt
+        return super().answer(request)
+
+
+def test_a_killed_run_goes_on_and_measures_nothing_twice(session, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("d2sd.bench.run.PolicyContender", Counting)
+    monkeypatch.setattr(Counting, "asked", 0)
+    monkeypatch.setattr(Counting, "last", 5)
+    asked = order("none,ngram", temperatures=(0.0, 1.0))
+    with pytest.raises(KeyboardInterrupt):
+        run(session, asked, Journal(tmp_path / LOG))
+    assert len(Journal(tmp_path / LOG)) == 2  # what it is, and the first prompt
+    first = (tmp_path / LOG).read_text().splitlines()[1]
+    monkeypatch.setattr(Counting, "last", 10**9)
+    heard = []
+    results = run(session, asked, Journal(tmp_path / LOG), lambda *at: heard.append(at))
+    assert heard[0] == (1, 6)
+    assert Counting.asked == 6 + 2 * (3 + 4)  # the second prompt once more, then all others
+    assert [section.prompts for section in results.sections] == [3, 3]
+    assert (tmp_path / LOG).read_text().splitlines()[1] == first
+    run(session, asked, Journal(tmp_path / LOG))
+    assert Counting.asked == 20
+
+
+def test_a_log_of_other_settings_is_refused(session: Session, tmp_path: Path) -> None:
+    run(session, order("none"), Journal(tmp_path / LOG))
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        run(session, order("ngram"), Journal(tmp_path / LOG))
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        run(session, order("none", workload=Workload((), 21)), Journal(tmp_path / LOG))
+
+
+class Noting(Contender):
+    """Says one token and notes when it was asked."""
+
+    kind = "peer"
+    arithmetic = "none at all"
+
+    def __init__(self, name: str, heard: list[str], sampled: bool = True) -> None:
+        self.name, self.heard, self.sampled = name, heard, sampled
+
+    def begin(self, temperature: float) -> None:
+        self.heard.append(f"begin {self.name}")
+
+    def answer(self, request: Request) -> Answer:
+        self.heard.append(self.name)
+        return Answer("x", (1,), len(request.prompt), Steps((1,), (0,), (0,), (0,), (0.5,)), 0.1)
+
+
+def test_the_order_rotates_and_everyone_is_warm(session: Session, tmp_path: Path) -> None:
+    heard: list[str] = []
+    contenders = {name: Noting(name, heard) for name in ("x", "y")}
+    bench = Bench(session, contenders, [Task("s", Workload(PROMPTS), ("x", "y"))])
+    bench.run(Journal(tmp_path / LOG), {}, {})
+    warm_up = ["begin x", "x", "begin y", "y"]
+    assert heard == [*warm_up, "begin x", "begin y", "x", "y", "y", "y", "x", "x", "x", "y"]
+    assert rotated(("a", "b", "c"), 4) == ["b", "c", "a"]
+
+
+def test_peers_take_part_where_they_can(session: Session, tmp_path: Path, monkeypatch) -> None:
+    def open_peers(names, session, assistant):
+        assert (names, assistant) == (("x", "y", "z"), "small")
+        return [Noting("x", []), Noting("y", [], sampled=False), Absent("z", "it is not there")]
+
+    monkeypatch.setattr("d2sd.bench.run.open_peers", open_peers)
+    asked = order("none", peers=("x", "y", "z"), assistant="small", temperatures=(0.0, 1.0))
+    results = run(session, asked, Journal(tmp_path / LOG))
+    assert [list(section.rows) for section in results.sections] == [["none", "x", "y"], ["none"]]
+    everywhere = replace(asked, peer_temperatures=(0.0, 1.0))
+    results = run(session, everywhere, Journal(tmp_path / "other.jsonl"))
+    assert [list(s.rows) for s in results.sections] == [["none", "x", "y"], ["none", "x"]]
+    assert results.absent == {"z": "it is not there"}
+    assert [one.kind for one in results.participants] == ["policy", "peer", "peer"]
 
 
 def test_every_prompt_and_turn_has_its_own_draws() -> None:
@@ -131,12 +190,26 @@ def test_every_prompt_and_turn_has_its_own_draws() -> None:
     assert torch.rand(3, generator=first.rng).equal(torch.rand(3, generator=again.rng))
 
 
+def asking(session: Session, drafter: Drafter):
+    return lambda request: generate(session.target, drafter, request, session.tokenizer)
+
+
 def test_answers_are_fed_back(session: Session) -> None:
-    turns = list(conversation(session, session.drafter("none"), Workload(PROMPTS, 8), 1))
+    ask = asking(session, session.drafter("none"))
+    turns = list(conversation(session, ask, Workload(PROMPTS, 8), 1))
     text = session.tokenizer.decode(turns[1].request.prompt)
     said = turns[0].answer.text
     assert f"the cat<|im_end|>\n<|im_start|>assistant\n{said}<|im_end|>\n" in text
     assert text.endswith("and the dog<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_thinking_is_left_to_the_template_or_told_to_it(session: Session, monkeypatch) -> None:
+    template = session.tokenizer.chat_template + "{{ enable_thinking }}"
+    monkeypatch.setattr(session.tokenizer, "chat_template", template)
+    message = [{"role": "user", "content": "x"}]
+    ends = {session.tokenizer.decode(session.chat_prompt(message, t))[-5:] for t in (True, False)}
+    assert ends == {"\nTrue", "False"}
+    assert not session.tokenizer.decode(session.chat_prompt(message)).endswith(("True", "False"))
 
 
 def test_each_conversation_starts_from_an_empty_cache(session: Session) -> None:
@@ -152,21 +225,30 @@ def test_each_conversation_starts_from_an_empty_cache(session: Session) -> None:
     )
     workload = Workload(PROMPTS, max_new_tokens=3)
     for _ in range(2):
-        list(conversation(session, Watching(), workload, 0))
+        list(conversation(session, asking(session, Watching()), workload, 0))
     hook.remove()
     assert read[:4] == read[4:]
     assert read[0] == rows[0]  # the prefill of all tokens but one, the second time as well
 
 
-def test_policies_given_twice_are_refused(session: Session) -> None:
+def test_policies_given_twice_are_refused() -> None:
     with pytest.raises(ValueError, match="name one twice"):
-        measure(session, parse_policies("none,none"), Workload(PROMPTS))
+        order("none,none")
 
 
-def test_a_prompt_that_is_too_long_is_named(session: Session) -> None:
-    workload = Workload((Prompt("long", ("x" * 300,)),))
+def test_a_prompt_that_is_too_long_is_named(session: Session, tmp_path: Path) -> None:
+    asked = order("none", suites={"s": (Prompt("long", ("x" * 300,)),)})
     with pytest.raises(ValueError, match="prompt long: the prompt has 3"):
-        measure(session, [parse_policy("none")], workload)
+        run(session, asked, Journal(tmp_path / LOG))
+
+
+def test_a_policy_alone_has_nothing_to_be_compared_with(session: Session, tmp_path: Path) -> None:
+    row = run(session, order("ngram"), Journal(tmp_path / LOG)).sections[0].rows["ngram"]
+    assert (row.identical, row.speedup, row.speedup_with_prefill) == (None, None, None)
+
+
+def test_a_policy_says_what_it_computes_with(session: Session) -> None:
+    assert PolicyContender(session, parse_policy("none")).arithmetic == "float32, eager"
 
 
 def test_a_run_says_where_it_comes_from(session: Session) -> None:
@@ -176,21 +258,3 @@ def test_a_run_says_where_it_comes_from(session: Session) -> None:
     assert facts["device"].startswith("cpu")
     assert set(facts["versions"]) == {"python", "d2sd", "torch", "transformers"}
     assert facts["date"].endswith("+00:00")
-
-
-def test_the_commit_is_that_of_the_file(tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        who = ["-c", "user.name=n", "-c", "user.email=e"]
-        command = ["git", "-C", str(tmp_path), *who, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    file = tmp_path / "file.py"
-    file.write_text("1")
-    assert commit(file) is None  # no repository
-    git("init")
-    assert commit(file) is None  # a repository that does not know the file
-    git("add", "file.py")
-    git("commit", "-m", "m")
-    assert commit(file) == git("rev-parse", "HEAD")
-    file.write_text("2")
-    assert commit(file) == git("rev-parse", "HEAD") + "+changes"

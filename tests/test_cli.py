@@ -261,26 +261,24 @@ def test_bench_prints_what_the_issue_promises(d2sd) -> None:
     )
     values = json.loads(out)
     assert code == 0
-    assert values["prompts"] == 2
-    assert list(values["policies"]) == policies.split(",")
-    for row in values["policies"].values():
-        assert row.keys() >= {
-            *("acceptance_length", "tokens_per_second", "new_tokens", "steps"),
-            *("nodes_per_step", "identical_to_none"),
-        }
-        assert row["identical_to_none"] is True
-    assert 0 < values["policies"]["best-first:budget=8"]["nodes_per_step"] <= 8
-    assert list(values["splits"]) == policies.split(",")
-    for name, split in values["splits"].items():
-        assert split["steps"] == values["policies"][name]["steps"]
-        assert sum(split["seconds"].values()) == pytest.approx(split["total"])
-        assert min(split["seconds"].values()) >= 0
-        assert 0 < split["overhead"] < 1
-    with_passes = {name for name, split in values["splits"].items() if split["seconds"]["draft 1"]}
-    assert with_passes == {"dual:branches=2", "best-first:budget=8"}
-    assert values["splits"]["dual:branches=2"]["seconds"]["draft 2"] > 0
-    assert values["splits"]["best-first:budget=8"]["seconds"]["draft 2"] == 0
-    assert values["run"].keys() >= {"command", "commit", "versions", "device", "dtype", "seed"}
+    [section] = values["sections"]
+    assert (section["suite"], section["prompts"], section["temperature"]) == ("prompts", 2, 0.0)
+    assert list(section["rows"]) == policies.split(",")
+    for row in section["rows"].values():
+        assert row["identical"] == row["turns"]
+        assert row["speedup"][1] <= row["speedup"][0] <= row["speedup"][2]
+        assert min(row["stages_ms"].values()) >= 0
+        assert 0 < row["overhead"] < 1
+    rows = section["rows"]
+    assert 0 < rows["best-first:budget=8"]["nodes_per_step"] <= 8
+    assert {name for name, row in rows.items() if row["stages_ms"]["draft 1"]} == {
+        *("dual:branches=2", "best-first:budget=8"),
+    }
+    assert rows["dual:branches=2"]["stages_ms"]["draft 2"] > 0
+    assert rows["best-first:budget=8"]["stages_ms"]["draft 2"] == 0
+    assert {one["of"] for one in values["calibration"]} >= {"first pass"}
+    assert values["settings"].keys() >= {"versions", "device", "dtype", "seed", "thinking"}
+    assert values["run"].keys() >= {"command", "commit", "date"}
 
 
 def test_bench_prints_a_table_for_people(d2sd) -> None:
@@ -289,9 +287,60 @@ def test_bench_prints_a_table_for_people(d2sd) -> None:
     )
     assert code == 0
     row, split = (line for line in out.splitlines() if line.startswith("ngram"))
-    assert row.endswith("?")  # nothing to compare with
+    assert row.rstrip().endswith("?")  # nothing to compare with
     assert split.rstrip().endswith("%")  # of a step is outside the passes
-    assert "1 prompts, 8 tokens" in out
+    assert "prompts, 1 prompts, greedy" in out
+    assert "at most 8 tokens" in out
+
+
+def test_a_study_is_measured_logged_and_reported_again(d2sd, tmp_path) -> None:
+    line = (
+        f"bench {ON_TINY} --study falsify --suite sample --limit 1 --max-new-tokens 6 "
+        f"--temperature 0,1 --out {tmp_path}"
+    )
+    code, out, notes = d2sd(line)
+    assert code == 0
+    assert "sample, 1 prompts, temperature 1" in out
+    assert "unseen-dual" in out
+    files = {"log.jsonl", "results.json", "report.md", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} >= files
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["study"] == "falsify"
+    assert results["settings"]["origins"] == {"sample": "shipped with d2sd"}
+    before = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "results.json").unlink()
+    code, _, notes = d2sd(f"report {tmp_path}")
+    assert code == 0
+    assert "report.html" in notes
+    assert (tmp_path / "results.json").read_bytes() == before
+    code, out, _ = d2sd(line, "--json")  # all is in the log: nothing is measured again
+    assert json.loads(out) == results
+    page = tmp_path / "page.md"
+    assert d2sd(f"report {tmp_path} --page {page}")[0] == 0
+    assert "falsify" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--prompts p.jsonl --suite gsm8k", "both given"),
+        ("--suite nothing", "unknown suite 'nothing'"),
+        ("--study nothing", "study 'nothing' is unknown; choose one of main"),
+        ("--peers nothing --suite sample", "there is no peer 'nothing'"),
+        ("--temperature warm", "--temperature is 'warm'; give numbers"),
+        ("--max-new-tokens 0", "max_new_tokens is 0"),
+    ],
+)
+def test_bench_says_what_is_wrong_with_what_was_asked(d2sd, line: str, words: str) -> None:
+    code, out, notes = d2sd(f"bench {ON_TINY} --policies none {line}")
+    assert (code, out) == (2, "")
+    assert words in notes
+
+
+def test_a_study_needs_drafters(d2sd) -> None:
+    code, _, notes = d2sd("bench --model {target} --policies none --study main --suite sample")
+    assert code == 2
+    assert "give --drafter" in notes
 
 
 def test_verify_passes_a_lossless_policy(d2sd) -> None:

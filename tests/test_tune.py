@@ -13,6 +13,7 @@ from d2sd.cli import run
 from d2sd.costs import CostTable
 from d2sd.drafters.passes import EagerDraftPass
 from d2sd.drafters.proposer import NetworkProposer
+from d2sd.generate import Request, generate
 from d2sd.networks import Networks
 from d2sd.session import ModelChoice, Session, open_session
 from d2sd.target.hf import HFTarget
@@ -240,14 +241,14 @@ def test_costs_are_measured_only_for_a_policy_that_goes_by_them(folders, cache) 
 
 
 def test_a_session_decodes_the_same_after_measuring(folders) -> None:
-    from d2sd.bench.measure import Workload, conversation
-    from d2sd.bench.prompts import Prompt
-
     session = opened(folders)
-    work = Workload((Prompt("p", ("hello",)),), max_new_tokens=12)
+    prompt = session.chat_prompt([{"role": "user", "content": "hello"}])
 
     def answer():
-        return next(conversation(session, session.drafter("dual"), work, 0)).answer.token_ids
+        session.target.prefill(prompt[:1])
+        drafter = session.drafter("dual")
+        request = Request(prompt, max_new_tokens=12)
+        return generate(session.target, drafter, request, session.tokenizer).token_ids
 
     before = answer()
     assert session.costs.overhead >= 0

@@ -30,7 +30,7 @@ class Order:
     """What is to be measured. Of `workload` the prompts and the temperature are put in by suite.
 
     `peers` take part at `peer_temperatures` only: at others they draw other tokens than ours, so
-    that their answers and their lengths are not the same work.
+    that their answers and their lengths are not the same work. `origins`: where suites are from.
     """
 
     suites: Mapping[str, tuple[Prompt, ...]]
@@ -42,6 +42,7 @@ class Order:
     workload: Workload = field(default_factory=lambda: Workload(()))
     study: str | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [policy.text for policy in self.policies]
@@ -75,6 +76,7 @@ class Order:
         sampling: Sampling = self.workload.sampling
         return {
             "suites": {suite: len(prompts) for suite, prompts in self.suites.items()},
+            "origins": dict(self.origins),
             "temperatures": list(self.temperatures),
             "max_new_tokens": self.workload.max_new_tokens,
             "thinking": self.workload.thinking,

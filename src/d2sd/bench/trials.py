@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from d2sd.bench.contenders import Contender
@@ -93,7 +94,7 @@ class Bench:
         facts: Mapping[str, Any],
         hear: Callable[[int, int], object] = lambda done, total: None,
     ) -> tuple[Mapping[str, Any], list[Trial]]:
-        """The log's first entry and all trials; those that `journal` holds are not made again.
+        """The log's first entry and all its trials; those that it holds are not made again.
 
         The first entry is `header`, and under "run" the `facts` of the run that began the log.
         Raises ValueError when that was done under another header.
@@ -105,13 +106,11 @@ class Bench:
             raise ValueError(
                 f"{journal.path} was begun with other settings; choose another --out, or delete it"
             )
-        found = [Trial.from_json(part) for part in parts]
-        hear(len(found), self.prompts)
-        for trial in self._missing(len(found)):
+        hear(len(parts), self.prompts)
+        for trial in self._missing(len(parts)):
             journal.append(trial.to_json())
-            found.append(trial)
-            hear(len(found), self.prompts)
-        return began, found
+            hear(len(journal) - 1, self.prompts)
+        return began, [Trial.from_json(part) for part in islice(journal, 1, None)]
 
     def _missing(self, done: int) -> Iterator[Trial]:
         """The trials after the first `done`, in their order."""

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from d2sd.bench.prompts import Prompt
-from d2sd.generate import Request
+from d2sd.bench.records import Answer
+from d2sd.generate import Generation, Request
 from d2sd.sampling import Sampling
 from d2sd.session import Message, Session
 
-
-class Said(Protocol):
-    """Whatever an answer is, it has a text to feed back."""
-
-    @property
-    def text(self) -> str: ...
-
-
-Answered = TypeVar("Answered", bound=Said)
+Answered = TypeVar("Answered", Generation, Answer)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from d2sd.bench.prompts import Prompt, read_prompts
 from d2sd.bench.results import Results, write_results
 from d2sd.bench.run import LOG, Order, run
 from d2sd.bench.studies import Study, study_of
-from d2sd.bench.suites import load_suite, parse_suites
+from d2sd.bench.suites import load_suite, origin, parse_suites
 from d2sd.bench.workload import Workload
 from d2sd.cli.bench import BenchSampling, ContenderOptions, SuiteOptions
 from d2sd.cli.opening import draws_at, opened
@@ -70,8 +70,10 @@ def ordered(
         else tuple(map(parse_policy, study.policies))
     )
     temperatures = _temperatures(sampling.temperatures) or study.temperatures
+    prompts, origins = _suites(suites, study.suites)
     return Order(
-        suites=_suites(suites, study.suites),
+        suites=prompts,
+        origins=origins,
         policies=chosen,
         temperatures=temperatures,
         peers=_peers(contenders.peers) if contenders.peers else study.peers,
@@ -89,16 +91,22 @@ def ordered(
     )
 
 
-def _suites(options: SuiteOptions, default: tuple[str, ...]) -> dict[str, tuple[Prompt, ...]]:
-    """Prompts by suite; a file of one's own is a suite of that name."""
+def _suites(
+    options: SuiteOptions, default: tuple[str, ...]
+) -> tuple[dict[str, tuple[Prompt, ...]], dict[str, str]]:
+    """Prompts by suite, and where they come from; a file of one's own is a suite of that name."""
     if options.prompts is not None:
         if options.suite is not None:
             raise ValueError("--prompts and --suite are both given; give one of them")
-        return {options.prompts.stem: tuple(read_prompts(options.prompts, options.limit))}
+        name = options.prompts.stem
+        prompts = tuple(read_prompts(options.prompts, options.limit))
+        return {name: prompts}, {name: str(options.prompts)}
     names = default if options.suite is None else parse_suites(options.suite)
-    return {
-        name: tuple(load_suite(name, options.limit, options.suite_dir)) for name in names
-    }
+    folder = options.suite_dir
+    return (
+        {name: tuple(load_suite(name, options.limit, folder)) for name in names},
+        {name: origin(name, folder) for name in names},
+    )
 
 
 def _peers(text: str) -> tuple[str, ...]:

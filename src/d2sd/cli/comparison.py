@@ -28,7 +28,8 @@ def print_results(results: Results) -> None:
         pages.print()
     for means in results.means:
         if len(means.suites) > 1:
-            pages.print(f"mean of {len(means.suites)} suites, {_at(means.temperature)}", style="bold")
+            where = f"mean of {len(means.suites)} suites, {_at(means.temperature)}"
+            pages.print(where, style="bold")
             pages.print(_mean_figures(means))
             pages.print()
     for name, reason in results.absent.items():

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d2sd.cli.bench import Policies
-from d2sd.cli.options import OUTPUT, Json, ModelOptions, grouped, option
+from d2sd.cli.options import OUTPUT, Json, ModelOptions, Policies, grouped, option
 
 if TYPE_CHECKING:
     from d2sd.bench.evaluation import Fit

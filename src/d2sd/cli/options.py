@@ -171,6 +171,16 @@ class PromptsOptions:
     ] = 128
 
 
+Policies = Annotated[
+    str,
+    option(
+        "--policies",
+        DRAFTING,
+        "Policies with their options, such as none,block,dual:branches=4,best-first:budget=64.",
+        "LIST",
+    ),
+]
+
 Json = Annotated[
     bool, option("--json", OUTPUT, "Print one JSON object on standard output, nothing else.")
 ]
