@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -75,33 +76,37 @@ def report(results: Results) -> list[Block]:
     ]
 
 
-def results_page(
-    studies: Mapping[str, Results], folders: Mapping[str, str], introduction: str = ""
-) -> str:
-    """docs/results.md: tables and sentences of every study, from its committed results.json alone.
+def results_page(benches: Mapping[Path, Results], page: Path) -> str:
+    """What docs/results.md is: tables and sentences of every bench, from its results alone.
 
-    `folders[study]` is where its results.json, report.md and plots/ lie, seen from the page.
+    The keys are the folders of benches, where results.json, report.md and plots/ lie; links to
+    them start from where `page` is. Nothing is read or written.
     """
-    written = "Written by `d2sd` from the results.json of every study, never by hand."
-    head: list[Block] = [Heading(1, "Results"), Text(written), Text(introduction), *MEANINGS]
+    head: list[Block] = [
+        Heading(1, "Results"),
+        Text(
+            "Written by `d2sd report --page` from the results.json of the benches below, never "
+            "by hand."
+        ),
+        *MEANINGS,
+    ]
     parts = [to_markdown(head, {})]
-    for study, results in studies.items():
-        blocks = _study(study, results, folders[study])
-        of_study = {
-            one.name: f"{folders[study]}/{PLOTS}/{one.name}.png" for one in pictures(blocks)
-        }
-        parts.append(to_markdown(blocks, of_study))
+    for folder, results in benches.items():
+        place = Path(os.path.relpath(folder, page.parent)).as_posix()
+        blocks = _in_short(results, folder.name, place)
+        links = {one.name: f"{place}/{PLOTS}/{one.name}.png" for one in pictures(blocks)}
+        parts.append(to_markdown(blocks, links))
     return "\n".join(parts)
 
 
-def _study(study: str, results: Results, folder: str) -> list[Block]:
-    """One study in short."""
+def _in_short(results: Results, name: str, place: str) -> list[Block]:
+    """A bench's chapter of the page over several."""
     command = command_line(results)
     return [
-        Heading(2, f"Study `{study}`"),
+        Heading(2, f"Bench {name}" if results.study is None else f"Study {results.study}"),
         summary(results),
         *([Code(command)] if command else []),
-        Text(f"[All figures]({folder}/results.json), [the whole report]({folder}/report.md)."),
+        Text(f"[All figures]({place}/results.json), [the whole report]({place}/report.md)."),
         *_overview(results),
         *_said(results),
     ]
@@ -110,9 +115,8 @@ def _study(study: str, results: Results, folder: str) -> list[Block]:
 def _overview(results: Results) -> list[Block]:
     blocks: list[Block] = list(plots.overview(results))
     for means in results.means:
-        blocks += [main_table(results, means), *_bullets(absent_notes(results, means.temperature))]
-        blocks += plots.sizes(results, means)
-    return blocks
+        blocks += [main_table(results, means), *plots.sizes(results, means)]
+    return [*blocks, *_bullets(absent_notes(results))]
 
 
 def _said(results: Results) -> list[Block]:

@@ -53,7 +53,7 @@ class Table:
     def is_numeric(self, column: int) -> bool:
         """Whether a column holds figures, so that it is to be read from its right end."""
         cells = [row[column] for row in self.rows]
-        return column > 0 and any(map(_is_figure, cells)) and all(map(_is_figure_or_none, cells))
+        return column > 0 and all(cell in GAPS or _is_figure(cell) for cell in cells)
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ Block = Heading | Text | Bullets | Code | Table | Picture | Fold
 
 NOTHING = "—"
 ABSENT = "absent"
+NOT_ASKED = "not asked"
+GAPS = (NOTHING, ABSENT, NOT_ASKED)
 
 
 def pictures(blocks: Sequence[Block]) -> Iterator[Picture]:
@@ -90,7 +92,3 @@ def pictures(blocks: Sequence[Block]) -> Iterator[Picture]:
 
 def _is_figure(cell: str) -> bool:
     return bool(re.match(r"(\*\*)?[×+−-]?\d", cell))
-
-
-def _is_figure_or_none(cell: str) -> bool:
-    return cell in (NOTHING, ABSENT, "") or _is_figure(cell)

@@ -94,7 +94,7 @@ def _table(table: Table) -> str:
     )
     body = "\n".join(_row(row, kinds) for row in table.rows)
     name = escape(re.sub(r"[*`]", "", table.caption or table.head[0]))
-    caption = f"<caption>{inline(table.caption)}</caption>" if table.caption else ""
+    caption = f"<caption><span>{inline(table.caption)}</span></caption>" if table.caption else ""
     return (
         f'<div class="scroll" role="region" aria-label="{name}" tabindex="0"><table>{caption}'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"

@@ -15,6 +15,7 @@ from d2sd.report.document import Picture
 from d2sd.report.tables import (
     BASELINE,
     contenders,
+    missing,
     policies,
     rows_of,
     sections_at,
@@ -69,13 +70,13 @@ def sizes(results: Results, means: Means) -> Iterator[Picture]:
     if results.study == "budget":
         caption = (
             f"Acceptance and speed by measured nodes a step, temperature {at:g}. Means over "
-            "suites, bands are 95 % intervals."
+            "suites, upright lines are 95 % intervals."
         )
         yield Picture(f"budget-t{at:g}", caption, partial(draw_sizes, results, means, None))
     if results.study == "block-size":
         caption = (
-            f"Acceptance and speed by block size, temperature {at:g}. Means over suites, bands "
-            "are 95 % intervals."
+            f"Acceptance and speed by block size, temperature {at:g}. Means over suites, upright "
+            "lines are 95 % intervals."
         )
         yield Picture(
             f"block-size-t{at:g}", caption, partial(draw_sizes, results, means, "block_size")
@@ -152,7 +153,7 @@ def draw_emitted(results: Results, temperature: float, out: Path) -> None:
     rows = -(-len(shares) // columns)
     figure, panels = new_figure(columns, 0.5 + 1.25 * rows, WIDTH, rows)
     widest = max(map(len, shares.values()))
-    highest = max(map(max, shares.values()))
+    highest = max(max(heights[1:]) for heights in shares.values())
     for place, axes in enumerate(panels):
         if place >= len(shares):
             axes.set_visible(False)
@@ -193,7 +194,7 @@ def draw_sizes(results: Results, means: Means, key: str | None, out: Path) -> No
         spots = sorted((_size(means, name, key), name) for name in names)
         for axes, of in zip(panels, ("acceptance_length", "speedup"), strict=True):
             known = [(x, getattr(means.rows[n], of)) for x, n in spots]
-            _band(axes, index, policy, [(x, one) for x, one in known if one is not None])
+            _curve(axes, index, policy, [(x, one) for x, one in known if one is not None])
     for axes, label in zip(panels, (ACCEPTANCE, "speed-up over plain decoding"), strict=True):
         axes.set_xlabel("nodes a step" if key is None else key.replace("_", " "))
         axes.set_ylabel(label)
@@ -258,7 +259,7 @@ def _bars(
     names = names or contenders(results)
     for place, (name, one) in enumerate(zip(names, speedups, strict=True)):
         if one is None:
-            axes.text(0.03, place, "absent", va="center", fontsize=8, color="#666666")
+            axes.text(0.03, place, missing(results, name), va="center", fontsize=8, color="#666666")
             continue
         axes.barh(place, one.value, 0.72, color=_kind_colour(results, name))
         axes.plot((one.low, one.high), (place, place), color="#111111", linewidth=1.1)
@@ -274,8 +275,8 @@ def _bars(
             )
     axes.axvline(1, color="#333333", linewidth=0.9, linestyle="--")
     if labels is not None:
-        axes.margins(x=0.16)
-        axes.set_xlim(left=0)
+        ends = [max(one.high, one.value) for one in speedups if one is not None]
+        axes.set_xlim(0, 1.25 * max([1.0, *ends]))
 
 
 def _name_rows(axes: Any, names: Sequence[str], shown: bool, size: float = 9.5) -> None:
@@ -293,8 +294,9 @@ def _size(means: Means, name: str, key: str | None) -> float:
     return means.rows[name].nodes_per_step if key is None else float(option(name, key) or 0)
 
 
-def _band(axes: Any, index: int, name: str, spots: Sequence[tuple[float, Interval]]) -> None:
+def _curve(axes: Any, index: int, name: str, spots: Sequence[tuple[float, Interval]]) -> None:
+    """A line with an interval at every point."""
     x = [place for place, _ in spots]
     draw_line(axes, index, name, x, [one.value for _, one in spots])
     lows, highs = [one.low for _, one in spots], [one.high for _, one in spots]
-    axes.fill_between(x, lows, highs, color=colour(index), alpha=0.13, linewidth=0)
+    axes.vlines(x, lows, highs, color=colour(index), linewidth=0.9)

@@ -35,13 +35,14 @@ TAKEN_AWAY = {
 
 def statements(results: Results, means: Means) -> tuple[str, ...]:
     """Everything that the means over suites at one temperature answer."""
+    sections = sections_at(results, means.temperature)
     return (
-        *_of_the_method(means),
-        *_equal_nodes(means, "dual"),
-        *_equal_nodes(means, "merged"),
-        *_of_the_planner(results, means),
-        *_of_the_peers(results, means),
-        *_of_the_arms(means),
+        *_of_the_method(means, sections),
+        *_equal_nodes(means, sections, "dual"),
+        *_equal_nodes(means, sections, "merged"),
+        *_of_the_planner(results, means, sections),
+        *_of_the_peers(results, means, sections),
+        *_of_the_arms(means, sections),
     )
 
 
@@ -55,11 +56,28 @@ def where_it_does_not_pay(results: Results, means: Means) -> tuple[str, ...]:
     return (*found, _slower_than_plain(results, sections))
 
 
-def versus(one: Comparison, printed: Gain | None = None) -> str:
-    """Acceptance and speed of one against another, and what a paper has for the two."""
-    speed = "" if one.speed is None else f"; it {_speed(one.speed)}"
-    text = f"`{one.ours}` against `{one.theirs}`: it {_acceptance(one.acceptance)}{speed}."
+def versus(one: Comparison, sections: Sequence[Section], printed: Gain | None = None) -> str:
+    """Acceptance and speed of one against another, by suite too, and what a paper has for both."""
+    speed = "" if one.speed is None else f" and {_speed(one.speed)}"
+    text = f"`{one.ours}` against `{one.theirs}` {_acceptance(one.acceptance)}{speed}."
+    text += _by_suite(one, sections)
     return text if printed is None else f"{text} {_beside(one, printed)}"
+
+
+def _by_suite(one: Comparison, sections: Sequence[Section]) -> str:
+    """How often each suite's own figures are greater; nothing to say of a single suite."""
+    known = [s.rows for s in sections if {one.ours, one.theirs} <= set(s.rows)]
+    pairs = [compare(rows, one.ours, one.theirs) for rows in known]
+    if len(pairs) < 2:
+        return ""
+    accepts = sum(pair.acceptance.value > 1 for pair in pairs)
+    text = f" By suite: accepts more on {accepts} of {len(pairs)}"
+    speeds = [pair.speed.value for pair in pairs if pair.speed is not None]
+    return (
+        f"{text}, faster on {sum(s > 1 for s in speeds)} of {len(speeds)}."
+        if speeds
+        else f"{text}."
+    )
 
 
 def _acceptance(ratio: Ratio) -> str:
@@ -83,20 +101,24 @@ def _speed(ratio: Ratio) -> str:
 
 
 def _beside(one: Comparison, printed: Gain) -> str:
-    text = f"{printed.source}: ×{printed.acceptance:.2f} acceptance, ×{printed.speed:.2f} speed"
-    text += f"; here acceptance is {_more(one.acceptance.value, printed.acceptance)}"
-    if one.speed is not None:
-        text += f" and speed {_more(one.speed.value, printed.speed)}"
-    return text + "."
+    text = f"In {printed.source}, it is ×{printed.acceptance:.2f} acceptance"
+    text += f" and ×{printed.speed:.2f} speed: "
+    accepts = _level(one.acceptance.value, printed.acceptance)
+    if one.speed is None:
+        return f"{text}acceptance's ratio is {accepts} here."
+    speeds = _level(one.speed.value, printed.speed)
+    if accepts == speeds:
+        return f"{text}both ratios are {accepts} here."
+    return f"{text}here acceptance's ratio is {accepts}, speed's {speeds}."
 
 
-def _more(ours: float, printed: float) -> str:
+def _level(ours: float, printed: float) -> str:
     if round(ours, 2) == round(printed, 2):
-        return "multiplied as there"
-    return f"multiplied by {'more' if ours > printed else 'less'} than there"
+        return "the same"
+    return "higher" if ours > printed else "lower"
 
 
-def _of_the_method(means: Means) -> list[str]:
+def _of_the_method(means: Means, sections: Sequence[Section]) -> list[str]:
     """D²SD, and the best tree of one pass, against the chain that both start from."""
     block = plainest(means.rows, "block")
     if block is None:
@@ -106,15 +128,15 @@ def _of_the_method(means: Means) -> list[str]:
         name = plainest(means.rows, policy)
         if name is not None:
             printed = gain(policy, "block", means.temperature)
-            found.append(versus(compare(means.rows, name, block), printed))
+            found.append(versus(compare(means.rows, name, block), sections, printed))
     return found
 
 
-def _equal_nodes(means: Means, policy: str) -> list[str]:
+def _equal_nodes(means: Means, sections: Sequence[Section], policy: str) -> list[str]:
     pairs = at_equal_nodes(means.rows, policy, "best-first")
     if len(pairs) > FEW:
         return [_counted(policy, pairs)]
-    return [f"{_title(pair)} {versus(pair)}" for pair in pairs]
+    return [f"{_title(pair)} {versus(pair, sections)}" for pair in pairs]
 
 
 def _title(pair: Comparison) -> str:
@@ -142,18 +164,18 @@ def _tally(ratios: Sequence[Ratio], more: str, less: str) -> str:
     return f"{more} at {gains} and {less} at {losses} of {len(ratios)} ({spread})"
 
 
-def _of_the_planner(results: Results, means: Means) -> list[str]:
+def _of_the_planner(results: Results, means: Means, sections: Sequence[Section]) -> list[str]:
     planned = plainest(means.rows, "planned")
     if planned is None or means.rows[planned].speedup is None:
         return []
     other = best(means.rows, [name for name in policies(results) if name != planned])
     if other is None:
         return []
-    text = versus(compare(means.rows, planned, other))
+    text = versus(compare(means.rows, planned, other), sections)
     return [f"The planner against the fastest other policy: {text}"]
 
 
-def _of_the_peers(results: Results, means: Means) -> list[str]:
+def _of_the_peers(results: Results, means: Means, sections: Sequence[Section]) -> list[str]:
     """Our fastest against the fastest other program, and D²SD against DFlash's own."""
     ours = best(means.rows, policies(results))
     peers = [one.name for one in results.participants if one.kind == "peer"]
@@ -161,14 +183,14 @@ def _of_the_peers(results: Results, means: Means) -> list[str]:
     found = []
     if ours is not None and theirs is not None:
         pair = compare(means.rows, ours, theirs)
-        found.append(f"Our fastest against the fastest other program: {versus(pair)}")
+        found.append(f"Our fastest against the fastest other program: {versus(pair, sections)}")
     if dual is not None and "dflash" in peers and "dflash" in means.rows:
         pair = compare(means.rows, dual, "dflash")
-        found.append(f"D²SD against the program of DFlash's authors: {versus(pair)}")
+        found.append(f"D²SD against the program of DFlash's authors: {versus(pair, sections)}")
     return found
 
 
-def _of_the_arms(means: Means) -> list[str]:
+def _of_the_arms(means: Means, sections: Sequence[Section]) -> list[str]:
     """What is lost with each part of the method that an arm lacks."""
     dual = plainest(means.rows, "dual")
     found = []
@@ -176,7 +198,7 @@ def _of_the_arms(means: Means) -> list[str]:
         name = plainest(means.rows, arm)
         if dual is not None and name is not None:
             pair = compare(means.rows, dual, name)
-            found.append(f"The {part}. {versus(pair)} {_worth(pair.acceptance)}")
+            found.append(f"The {part}. {versus(pair, sections)} {_worth(pair.acceptance)}")
     return found
 
 
@@ -214,15 +236,12 @@ def _slower(sections: Sequence[Section], ours: str, theirs: str) -> list[str]:
     if not slower:
         return [f"`{ours}` is slower than `{theirs}` on none of {len(speeds)} suites."]
     listed = ", ".join(
-        f"{suite} ×{ratio.value:.2f}{_mark(ratio)}" for suite, ratio in slower.items()
+        f"{suite} **×{ratio.value:.2f}**" if ratio.apart else f"{suite} ×{ratio.value:.2f}"
+        for suite, ratio in slower.items()
     )
-    return [
-        f"`{ours}` is slower than `{theirs}` on {len(slower)} of {len(speeds)} suites: {listed}."
-    ]
-
-
-def _mark(ratio: Ratio) -> str:
-    return " (intervals apart)" if ratio.apart else ""
+    marked = " (bold: intervals apart)" if any(ratio.apart for ratio in slower.values()) else ""
+    count = f"{len(slower)} of {len(speeds)} suites"
+    return [f"`{ours}` is slower than `{theirs}` on {count}{marked}: {listed}."]
 
 
 def _slower_than_plain(results: Results, sections: Sequence[Section]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from d2sd.bench.results import Interval, Mean, Means, Results, Row, Section
-from d2sd.report.document import ABSENT, NOTHING, Table
+from d2sd.report.document import ABSENT, NOT_ASKED, NOTHING, Table
 
 BASELINE = "none"
 
@@ -20,6 +20,11 @@ def contenders(results: Results) -> list[str]:
 def policies(results: Results) -> list[str]:
     """Ours of those that took part."""
     return [one.name for one in results.participants if one.kind == "policy"]
+
+
+def missing(results: Results, name: str) -> str:
+    """What stands where a contender has no figures."""
+    return ABSENT if name in results.absent else NOT_ASKED
 
 
 def sections_at(results: Results, temperature: float) -> list[Section]:
@@ -42,11 +47,15 @@ def main_table(results: Results, means: Means) -> Table:
     rows = []
     for title, found in lines:
         bold = fastest({name: found[name].speedup for name in ours if name in found})
-        cells = (_pair(found.get(name), name in bold) for name in names)
+        cells = (
+            _pair(found[name], name in bold) if name in found else missing(results, name)
+            for name in names
+        )
         rows.append((title, *cells))
     caption = (
         f"Temperature {means.temperature:g}: speed-up over plain decoding / acceptance length. "
         "Bold: the fastest of our policies, and those whose speed-up lies within its interval."
+        f"{not_asked(results, means.temperature)}"
     )
     return Table(("suite", *(f"`{name}`" for name in names)), tuple(rows), caption)
 
@@ -60,15 +69,17 @@ def fastest(speedups: Mapping[str, Interval | None]) -> set[str]:
     return {name for name, one in known.items() if one.value >= min(best.low, best.value)}
 
 
-def absent_notes(results: Results, temperature: float) -> tuple[str, ...]:
-    """Who is absent and why; who has no figures at this temperature."""
+def absent_notes(results: Results) -> tuple[str, ...]:
+    """Who is absent, and why."""
+    return tuple(f"`{name}` is absent: {reason}" for name, reason in results.absent.items())
+
+
+def not_asked(results: Results, temperature: float) -> str:
+    """Who took part, but not at this temperature; empty where everyone did."""
     there = {name for section in sections_at(results, temperature) for name in section.rows}
-    notes = [f"`{name}` is absent: {reason}" for name, reason in results.absent.items()]
     quiet = [name for name in contenders(results) if name not in {*there, *results.absent}]
-    if quiet:
-        listed = ", ".join(f"`{name}`" for name in quiet)
-        notes.append(f"Not asked at temperature {temperature:g}: {listed}")
-    return tuple(notes)
+    listed = ", ".join(f"`{name}`" for name in quiet)
+    return f" Not asked at this temperature: {listed}." if quiet else ""
 
 
 def detail_table(results: Results, means: Means) -> Table:
@@ -82,7 +93,7 @@ def detail_table(results: Results, means: Means) -> Table:
     for name in contenders(results):
         mean, own = means.rows.get(name), rows_of(results, means.temperature, name)
         if mean is None:
-            cells = (ABSENT,) * (len(head) - 2)
+            cells = (missing(results, name),) * (len(head) - 2)
         else:
             cells = (
                 between(mean.acceptance_length),
@@ -110,8 +121,8 @@ def suite_table(results: Results, section: Section) -> Table:
     rows = []
     for name in contenders(results):
         row = section.rows.get(name)
-        cells = (ABSENT,) * (len(head) - 1) if row is None else _suite_cells(row)
-        rows.append((f"`{name}`", *cells))
+        gap = (missing(results, name),) * (len(head) - 1)
+        rows.append((f"`{name}`", *(gap if row is None else _suite_cells(row))))
     return Table(head, tuple(rows))
 
 
@@ -177,9 +188,7 @@ def number(value: float | None, pattern: str) -> str:
     return NOTHING if value is None else pattern.format(value)
 
 
-def _pair(found: Row | Mean | None, bold: bool) -> str:
-    if found is None:
-        return ABSENT
+def _pair(found: Row | Mean, bold: bool) -> str:
     speed = NOTHING if found.speedup is None else f"{found.speedup.value:.2f}"
     speed = f"**{speed}**" if bold else speed
     return f"{speed} / {found.acceptance_length.value:.2f}"
