@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 
+from d2sd.bench.peers.llama_open import open_llama, running_way
 from d2sd.bench.peers.watch import PassLog, Peer, drawn_seed
 from d2sd.generate import Request
 from d2sd.models.resolve import gguf_file
@@ -60,8 +61,8 @@ def evaluations(llama: Any, log: PassLog) -> Iterator[None]:
     """Every evaluation of `llama` in the block is a pass in `log`."""
     evaluate = llama.eval
 
-    def noted(tokens: Sequence[int]) -> None:
-        log.begins(llama.n_tokens, tuple(tokens))
+    def noted(tokens: Sequence[Any]) -> None:
+        log.begins(llama.n_tokens, tuple(int(token) for token in tokens))  # NumPy's among them
         evaluate(tokens)
         log.ends()
 
@@ -96,22 +97,23 @@ def _opened(name: str, session: Session, lookup: bool) -> Peer:
             "GPU or bench with --device cpu"
         )
     path = gguf_file(session.name, session.tell)
-    llama = package.Llama(
-        str(path),
+    repacked = running_way(path)
+    llama = open_llama(
+        path,
+        repacked,
         n_ctx=session.target.context_limit,
         n_threads=torch.get_num_threads(),
         n_threads_batch=torch.get_num_threads(),
         n_gpu_layers=-1 if on_gpu else 0,
         draft_model=lookup_draft() if lookup else None,
-        verbose=False,
     )
     if llama.n_vocab() != session.target.vocab_size:
         raise ValueError(
             f"{path.name} knows {llama.n_vocab()} tokens and {session.name} "
             f"{session.target.vocab_size}; they are not the same model"
         )
-    version = package.__version__
-    return LlamaCppPeer(name, session, llama, f"{weight_types(path)} weights, llama.cpp {version}")
+    words = f"{weight_types(path)} weights, llama.cpp {package.__version__}"
+    return LlamaCppPeer(name, session, llama, words if repacked else f"{words}, not repacked")
 
 
 def imported() -> Any:
