@@ -97,7 +97,7 @@ def _block_sizes(means: Means) -> list[Block]:
     found: list[Block] = [
         Text(_best_size(policy, means, names)) for policy, names in sized.items() if len(names) > 1
     ]
-    return [*found, Text(_papers_sizes())] if found else []
+    return [*found, Text(_papers_sizes())] if found and means.temperature == 0 else found
 
 
 def _best_size(policy: str, means: Means, names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from d2sd.bench.results import Interval, Means, Results
 from d2sd.card.plots import ACCEPTANCE, Reliability, draw_reliability
 from d2sd.pictures import COLOURS, WIDTH, colour, draw_line, new_figure, save_picture
 from d2sd.report.comparisons import family, option, variants
+from d2sd.report.counts import FEW, drafting, positions, shares_of
 from d2sd.report.document import Picture
 from d2sd.report.tables import (
     BASELINE,
@@ -24,8 +25,6 @@ from d2sd.report.tables import (
 )
 
 OURS, OTHERS = COLOURS[0], COLOURS[4]
-FEW = 10
-"""A share of fewer steps than this says nothing."""
 
 
 def overview(results: Results) -> Iterator[Picture]:
@@ -100,7 +99,7 @@ def draw_speedups(results: Results, out: Path) -> None:
     figure, panels = new_figure(len(results.means), 0.9 + 0.27 * len(names))
     for place, (axes, means) in enumerate(zip(panels, results.means, strict=True)):
         found = {name: mean.speedup for name, mean in means.rows.items()}
-        _bars(axes, results, [found.get(name) for name in names], 9)
+        _bars(axes, results, [found.get(name) for name in names], 9.0)
         _name_rows(axes, names, place == 0)
         axes.set_title(f"temperature {means.temperature:g}", fontsize=10.5)
         axes.set_xlabel("speed-up over plain decoding")
@@ -121,7 +120,7 @@ def draw_suites(results: Results, temperature: float, out: Path) -> None:
             axes.set_visible(False)
             continue
         _bars(axes, results, found[place], None, names)
-        _name_rows(axes, names, place % columns == 0, 8)
+        _name_rows(axes, names, place % columns == 0, 8.0)
         axes.set_xlim(0, 1.04 * widest)
         axes.tick_params(axis="x", labelsize=8.5)
         axes.set_title(sections[place].suite, fontsize=9.5)
@@ -146,7 +145,7 @@ def draw_positions(results: Results, temperature: float, out: Path) -> None:
 def draw_emitted(results: Results, temperature: float, out: Path) -> None:
     """A small histogram for everyone who drafts, three in a row, the axes alike."""
     shares = {
-        name: _shares([row.histogram for row in rows_of(results, temperature, name)])
+        name: shares_of([row.histogram for row in rows_of(results, temperature, name)])
         for name in drafting(results, temperature)
     }
     columns = min(len(shares), 3)
@@ -217,35 +216,6 @@ def draw_calibration(results: Results, temperature: float, out: Path) -> None:
         if one.temperature == temperature
     }
     draw_reliability(told, out)
-
-
-def positions(results: Results, temperature: float, name: str) -> tuple[list[int], list[float]]:
-    """The positions that enough steps reached, and the shares in % that were right there."""
-    reached: dict[int, int] = {}
-    accepted: dict[int, int] = {}
-    for row in rows_of(results, temperature, name):
-        for one in row.positions:
-            reached[one.position] = reached.get(one.position, 0) + one.reached
-            accepted[one.position] = accepted.get(one.position, 0) + one.accepted
-    places = [place for place in sorted(reached) if reached[place] >= FEW]
-    return places, [100 * accepted[place] / reached[place] for place in places]
-
-
-def drafting(results: Results, temperature: float) -> list[str]:
-    """Contenders that ever emit more than one token a step."""
-    return [
-        name
-        for name in contenders(results)
-        if any(len(row.histogram) > 2 for row in rows_of(results, temperature, name))
-    ]
-
-
-def _shares(histograms: Sequence[Sequence[int]]) -> list[float]:
-    counts = [0] * max(map(len, histograms))
-    for histogram in histograms:
-        for emitted, count in enumerate(histogram):
-            counts[emitted] += count
-    return [100 * count / sum(counts) for count in counts]
 
 
 def _bars(

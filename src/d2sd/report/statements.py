@@ -154,7 +154,7 @@ def _counted(policy: str, pairs: Sequence[Comparison]) -> str:
     speeds = [pair.speed for pair in equal if pair.speed is not None]
     if speeds:
         text += f"; it {_tally(speeds, 'is faster', 'slower')}"
-    return f"{text}. The rest isn't shown either way."
+    return f"{text}. The others' intervals overlap."
 
 
 def _tally(ratios: Sequence[Ratio], more: str, less: str) -> str:
