@@ -11,10 +11,12 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from d2sd.bench.measure import Workload, measure
 from d2sd.bench.prompts import read_prompts
+from d2sd.bench.run import LOG, Order, run
 from d2sd.drafters.policies import parse_policies
+from d2sd.journal import Journal
 from d2sd.session import ModelChoice, open_session
 
 POLICIES = "none,best-first:budget=16,merged:budget=16,planned"
@@ -27,23 +29,25 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("int8.json"))
     options = parser.parse_args()
     policies = parse_policies(POLICIES)
-    workload = Workload(tuple(read_prompts(options.prompts, options.limit)))
+    order = Order({"prompts": tuple(read_prompts(options.prompts, options.limit))}, tuple(policies))
     rows, figures = [], {}
     for quantize in ("none", "int8"):
         choice = ModelChoice(dtype="bfloat16", quantize=quantize)
         session = open_session(choice, policies, lambda words: None)
         assert session.is_compiled, "run d2sd tune first"
-        found = measure(session, policies, workload).policies
+        with TemporaryDirectory() as folder:
+            [section] = run(session, order, Journal(Path(folder) / LOG)).sections
+        found = section.rows
         figures[quantize] = {name: asdict(one) for name, one in found.items()}
         for name, one in found.items():
             rows.append(
                 [
                     "int8" if quantize == "int8" else "bfloat16",
                     name,
-                    f"{one.acceptance_length:.2f}",
+                    f"{one.acceptance_length.value:.2f}",
                     f"{one.tokens_per_second:.1f}",
-                    f"{one.speedup_over_none:.2f}",
-                    "yes" if one.identical_to_none else "no",
+                    f"{one.speedup.value:.2f}",
+                    f"{one.identical} of {one.turns}",
                 ]
             )
     columns = ["target", "policy", "acceptance length", "tokens/s", "speed-up", "same as none"]
