@@ -3,6 +3,7 @@
 import builtins
 import re
 from html.parser import HTMLParser
+from operator import sub
 
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from d2sd.bench.results import (
     Row,
     Section,
 )
+from d2sd.pictures import COLOURS
 from d2sd.report.compose import report, results_page, write_report
 from d2sd.report.document import Picture, Table, pictures
 from d2sd.report.markdown import to_markdown
@@ -411,6 +413,16 @@ def test_curves_go_through_the_measured_sizes(tmp_path, monkeypatch) -> None:
     spots = sorted((row.nodes_per_step, row.acceptance_length.value) for row in merged)
     drawn = list(zip(*lines["merged"].get_data(), strict=True))
     assert drawn == [pytest.approx(spot) for spot in spots]
+
+
+def test_a_line_of_a_single_dot_keeps_its_colour(tmp_path) -> None:
+    by_name = {one.name: one for one in pictures(report(budgets()))}
+    by_name["budget-t0"].draw(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        found = [colours for _, colours in picture.convert("RGB").getcolors(1 << 16)]
+    for wanted in COLOURS[:4]:
+        channels = [int(wanted[place : place + 2], 16) for place in (1, 3, 5)]
+        assert any(max(map(abs, map(sub, one, channels))) < 10 for one in found)
 
 
 def test_without_matplotlib_the_pages_stand_alone(tmp_path, monkeypatch) -> None:
