@@ -64,4 +64,7 @@ def save_picture(figure: Any, out: Path) -> None:
     figure.savefig(drawn, format="png")
     whole = Image.open(drawn).convert("RGB")
     few = whole.quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette = few.getpalette()
+    ground = 3 * few.getpixel((0, 0))  # an octree mixes white with the lightest greys
+    few.putpalette([*palette[:ground], 255, 255, 255, *palette[ground + 3 :]])
     few.save(out, format="png", optimize=True)

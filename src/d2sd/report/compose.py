@@ -28,7 +28,7 @@ from d2sd.report.tables import (
 )
 
 PLOTS = "plots"
-NO_PLOTS = "*Without plots: matplotlib is not installed (`pip install 'd2sd[train]'`).*"
+NO_PLOTS = "*Without plots: matplotlib is not installed (`pip install 'd2sd[bench]'`).*"
 
 
 def write_report(results: Results, folder: Path) -> list[Path]:
