@@ -11,6 +11,7 @@ import d2sd.decode
 from d2sd.bench.audit import NEAR_TIE_ULP, argmax_misses, audit, ulp
 from d2sd.bench.prompts import Prompt
 from d2sd.bench.workload import Workload
+from d2sd.drafters.none import NoDrafter
 from d2sd.drafters.policies import parse_policies, parse_policy
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, Session, open_session
@@ -124,7 +125,9 @@ def test_an_answer_that_ends_too_late_is_found(
     generate = module.generate
 
     def shorter(target, drafter, request, tokenizer):
-        return generate(target, drafter, dataclasses.replace(request, max_new_tokens=4), tokenizer)
+        if isinstance(drafter, NoDrafter):
+            request = dataclasses.replace(request, max_new_tokens=4)
+        return generate(target, drafter, request, tokenizer)
 
     monkeypatch.setattr(module, "generate", shorter)
     verdict = audit(session, NGRAM, Workload(PROMPTS[:1], 6))

@@ -294,19 +294,22 @@ def test_bench_prints_a_table_for_people(d2sd) -> None:
 
 
 def test_a_study_is_measured_logged_and_reported_again(d2sd, tmp_path) -> None:
+    suites = tmp_path / "suites"
+    suites.mkdir()
+    (suites / "mt_bench.jsonl").write_text('{"id": "x", "turns": ["hello", "and?"]}\n')
     line = (
-        f"bench {ON_TINY} --study falsify --suite sample --limit 1 --max-new-tokens 6 "
-        f"--temperature 0,1 --out {tmp_path}"
+        f"bench {ON_TINY} --study falsify --suite mt-bench --suite-dir {suites} "
+        f"--max-new-tokens 6 --temperature 0,1 --out {tmp_path}"
     )
     code, out, notes = d2sd(line)
-    assert code == 0
-    assert "sample, 1 prompts, temperature 1" in out
+    assert code == 0, notes
+    assert "mt-bench, 1 prompts, temperature 1" in out
     assert "unseen-dual" in out
     files = {"log.jsonl", "results.json", "report.md", "report.html"}
     assert {path.name for path in tmp_path.iterdir()} >= files
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["study"] == "falsify"
-    assert results["settings"]["origins"] == {"sample": "shipped with d2sd"}
+    assert results["settings"]["origins"]["mt-bench"].endswith("mt_bench.jsonl")
     before = (tmp_path / "results.json").read_bytes()
     (tmp_path / "results.json").unlink()
     code, _, notes = d2sd(f"report {tmp_path}")

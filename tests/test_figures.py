@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from d2sd.bench.figures import calibrations, means, row, sections
+from d2sd.bench.figures import calibrations, row, sections
+from d2sd.bench.means import means
 from d2sd.bench.records import Answer, Steps
 from d2sd.bench.replay import JudgedRow
 from d2sd.bench.results import Position, Results
@@ -110,8 +111,23 @@ def test_suites_weigh_alike_in_means() -> None:
     assert dual.speedup.high == pytest.approx(3.0)
     assert dual.acceptance_length.value == pytest.approx(2.0)
     assert dual.tokens_per_second == pytest.approx((8 / 3 + 2) / 2)
+    assert greedy.against["dual"]["none"].speed == dual.speedup
+    assert greedy.against["none"]["dual"].acceptance_length.value == pytest.approx(1 / 2)
     assert sampled.rows["dual"].speedup is not None
     assert sampled.rows["dual"].speedup.value == pytest.approx(4.0)
+
+
+def test_ratios_are_of_the_same_prompts() -> None:
+    """Two contenders that differ by prompt in the same way: their ratio is certain."""
+    log = [
+        trial("a", 0.0, n, none=PLAIN[0], x=(answer([n + 1], 1.0),), y=(answer([2 * n + 2], 1.0),))
+        for n in range(5)
+    ]
+    [found] = means(log)
+    wide = found.rows["x"].acceptance_length
+    assert wide.low < wide.value < wide.high
+    assert found.against["y"]["x"].acceptance_length == pytest.approx((2.0, 2.0, 2.0))
+    assert found.against["y"]["x"].speed == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_who_missed_a_suite_has_no_mean() -> None:

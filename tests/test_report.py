@@ -2,6 +2,7 @@
 
 import builtins
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from operator import sub
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from d2sd.bench.results import (
+    Against,
     Bin,
     Calibration,
     Interval,
@@ -461,3 +463,17 @@ def test_markup_becomes_html_and_nothing_else_does() -> None:
     picture = Picture("x", "A *picture*. More.", lambda out: None)
     assert "<img" not in to_page([picture], {})
     assert 'src="data:image/png;base64,YWJj"' in to_page([picture], {"x": b"abc"})
+
+
+def test_the_ratio_of_the_same_prompts_decides_where_it_is_known():
+    results = made(spread=0.5)  # each by itself is too uncertain to say anything
+    [means, _] = results.means
+    assert not any("**is slower**" in one for one in statements(results, means))
+    certain = Against(Interval(1.18, 1.10, 1.25), Interval(0.86, 0.80, 0.91))
+    paired = replace(means, against={"dual": {"block": certain}})
+    [said] = [
+        one for one in statements(results, paired) if one.startswith("`dual` against `block`")
+    ]
+    assert "**accepts more**" in said
+    assert "ratio between 1.10 and 1.25" in said
+    assert "**is slower**" in said

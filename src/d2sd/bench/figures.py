@@ -1,12 +1,12 @@
-"""Figures from the raw log: everything in a bench's results is computed here, and only here."""
+"""Figures of a suite from the raw log. Nothing in a bench's results comes from elsewhere."""
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, quantiles
+from statistics import median, quantiles
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from d2sd.bench.records import Answer
 from d2sd.bench.reliability import Reliability, honesty
-from d2sd.bench.results import Bin, Calibration, Interval, Mean, Means, Position, Row, Section
+from d2sd.bench.results import Bin, Calibration, Interval, Position, Row, Section
 from d2sd.bench.trials import BASELINE, Trial
 from d2sd.stages import split
 
@@ -69,17 +69,6 @@ def sections(trials: Iterable[Trial]) -> tuple[Section, ...]:
     )
 
 
-def means(trials: Iterable[Trial]) -> tuple[Means, ...]:
-    """Means over suites for every temperature; contenders that missed a suite are left out."""
-    apart: dict[float, dict[str, list[Trial]]] = {}
-    for trial in trials:
-        apart.setdefault(trial.temperature, {}).setdefault(trial.suite, []).append(trial)
-    return tuple(
-        Means(temperature, tuple(suites), _mean_rows(suites))
-        for temperature, suites in apart.items()
-    )
-
-
 def calibrations(trials: Iterable[Trial]) -> tuple[Calibration, ...]:
     """How honest the judge's confidences were, each temperature apart."""
     apart: dict[float, list[Trial]] = {}
@@ -118,8 +107,8 @@ def row(suite: str, prompts: Sequence[Turns], baseline: Sequence[Turns] | None) 
         turns=len(everything),
         new_tokens=sum(answer.new_tokens for answer in everything),
         steps=int(whole.steps),
-        acceptance_length=_interval(whole.length, drawn.length),
-        acceptance_length_by_answer=_interval(
+        acceptance_length=interval_of(whole.length, drawn.length),
+        acceptance_length_by_answer=interval_of(
             lengths.mean()[None], lengths[resamples(suite, len(lengths))].mean(-1)
         ),
         nodes_per_step=sum(sum(a.steps.nodes) for a in everything) / max(int(whole.steps), 1),
@@ -141,63 +130,21 @@ def row(suite: str, prompts: Sequence[Turns], baseline: Sequence[Turns] | None) 
     )
 
 
-def _mean_rows(suites: Mapping[str, Sequence[Trial]]) -> dict[str, Mean]:
-    everywhere = set.intersection(*(set(of[0].answers) for of in suites.values()))
-    first = next(iter(suites.values()))[0]
-    return {
-        name: _mean(
-            {suite: [trial.answers[name] for trial in of] for suite, of in suites.items()},
-            {suite: [trial.answers[BASELINE] for trial in of] for suite, of in suites.items()}
-            if BASELINE in everywhere
-            else None,
-        )
-        for name in first.answers
-        if name in everywhere
-    }
-
-
-def _mean(
-    suites: Mapping[str, Sequence[Turns]], baseline: Mapping[str, Sequence[Turns]] | None
-) -> Mean:
-    sums = {suite: Sums.of(prompts) for suite, prompts in suites.items()}
-    places = {suite: resamples(suite, len(prompts)) for suite, prompts in suites.items()}
-    drawn = {suite: of.drawn(places[suite]) for suite, of in sums.items()}
-    wholes = [of.whole() for of in sums.values()]
-    ratios = None
-    if baseline is not None:
-        plain = {suite: Sums.of(prompts) for suite, prompts in baseline.items()}
-        here = [sums[suite].whole().speed / plain[suite].whole().speed for suite in suites]
-        there = [drawn[s].speed / plain[s].drawn(places[s]).speed for s in suites]
-        ratios = _interval(torch.stack(here).mean(0), torch.stack(there).mean(0))
-    nodes = [
-        sum(sum(a.steps.nodes) for turns in prompts for a in turns) / max(float(whole.steps), 1)
-        for prompts, whole in zip(suites.values(), wholes, strict=True)
-    ]
-    return Mean(
-        acceptance_length=_interval(
-            torch.stack([whole.length for whole in wholes]).mean(0),
-            torch.stack([one.length for one in drawn.values()]).mean(0),
-        ),
-        nodes_per_step=fmean(nodes),
-        tokens_per_second=fmean(float(whole.speed) for whole in wholes),
-        speedup=ratios,
-    )
-
-
 def resamples(suite: str, count: int) -> Int[Tensor, "draws prompts"]:
     """Prompts drawn anew: the same for all contenders of a suite, others for other suites."""
     rng = torch.Generator().manual_seed(zlib.crc32(suite.encode()))
     return torch.randint(count, (RESAMPLES, count), generator=rng)
 
 
-def _interval(value: Float[Tensor, " one"], drawn: Float[Tensor, " draws"]) -> Interval:
+def interval_of(value: Float[Tensor, " one"], drawn: Float[Tensor, " draws"]) -> Interval:
+    """A figure, and the middle 95 % of what it is when prompts are drawn anew."""
     low, high = drawn.nanquantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()
     return Interval(value.item(), low, high)
 
 
 def _speedup(ours: Sums, plain: Sums, places: Int[Tensor, "draws prompts"]) -> Interval:
     here = ours.whole().speed / plain.whole().speed
-    return _interval(here, ours.drawn(places).speed / plain.drawn(places).speed)
+    return interval_of(here, ours.drawn(places).speed / plain.drawn(places).speed)
 
 
 def _speed(turns: Turns) -> float:

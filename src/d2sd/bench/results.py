@@ -86,12 +86,21 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Against:
+    """One contender's mean over another's on the same prompts; `speed` of the speed-ups."""
+
+    acceptance_length: Interval
+    speed: Interval | None
+
+
+@dataclass(frozen=True)
 class Means:
-    """All suites of one temperature together."""
+    """All suites of one temperature together. `against[ours][theirs]` is the ratio of two."""
 
     temperature: float
     suites: tuple[str, ...]
     rows: Mapping[str, Mean]
+    against: Mapping[str, Mapping[str, Against]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,15 @@ def _means(values: Mapping[str, Any]) -> Means:
         )
         for name, row in values["rows"].items()
     }
-    return Means(values["temperature"], tuple(values["suites"]), rows)
+    against = {
+        ours: {name: _against(one) for name, one in others.items()}
+        for ours, others in values["against"].items()
+    }
+    return Means(values["temperature"], tuple(values["suites"]), rows, against)
+
+
+def _against(values: Mapping[str, Any]) -> Against:
+    return Against(Interval(*values["acceptance_length"]), _interval(values["speed"]))
 
 
 def _calibration(values: Mapping[str, Any]) -> Calibration:

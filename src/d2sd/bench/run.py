@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from d2sd.bench.contenders import Absent, Contender, PolicyContender
-from d2sd.bench.figures import calibrations, means, sections
+from d2sd.bench.figures import calibrations, sections
+from d2sd.bench.means import means
 from d2sd.bench.peers import open_peers
 from d2sd.bench.prompts import Prompt
 from d2sd.bench.results import Participant, Results

@@ -41,11 +41,11 @@ def _by_suite(results: Results, means: Means) -> list[Block]:
     rows = []
     for section in sections_at(results, means.temperature):
         if dual in section.rows and block in section.rows:
-            pair = compare(section.rows, dual, block)
+            pair = compare(section, dual, block)
             rows.append(
                 (section.suite, *_cells(pair, suite_gain(section.suite, means.temperature)))
             )
-    whole = compare(means.rows, dual, block)
+    whole = compare(means, dual, block)
     rows.append(("**mean**", *_cells(whole, gain("dual", "block", means.temperature))))
     caption = (
         f"Temperature {means.temperature:g}: `{dual}` over `{block}`, beside D²SD's Table 3 "
@@ -61,7 +61,7 @@ def _ablation(results: Results, means: Means) -> list[Block]:
     if results.study != "ablation" or block is None or not known:
         return []
     rows = [
-        (f"`{arm}`", *_cells(compare(means.rows, arm, block), ablation_gain(arm.partition(":")[0])))
+        (f"`{arm}`", *_cells(compare(means, arm, block), ablation_gain(arm.partition(":")[0])))
         for arm in known
     ]
     caption = f"Each arm over `{block}`, beside D²SD's Tables 5 to 7 (Qwen3-8B, greedy)."
@@ -69,7 +69,7 @@ def _ablation(results: Results, means: Means) -> list[Block]:
 
 
 def _equal_nodes(means: Means) -> list[Block]:
-    pairs = [p for of in ("dual", "merged") for p in at_equal_nodes(means.rows, of, "best-first")]
+    pairs = [p for of in ("dual", "merged") for p in at_equal_nodes(means, of, "best-first")]
     if len(pairs) <= FEW:
         return []
     rows = [
@@ -108,7 +108,7 @@ def _best_size(policy: str, means: Means, names: Sequence[str]) -> str:
     if longest == largest:
         text += ", the largest measured"
     else:
-        ratio = compare(means.rows, longest, largest).acceptance
+        ratio = compare(means, longest, largest).acceptance
         text += f", ×{ratio.value:.2f} of what {option(largest, 'block_size')} gives"
         text += f" ({ratio.chance})"
     fast = [name for name in names if means.rows[name].speedup is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from d2sd.bench.results import Interval, Mean, Row
+from d2sd.bench.results import Interval, Mean, Means, Row, Section
 from d2sd.report.tables import BASELINE
 
 Found = Row | Mean
@@ -16,11 +16,16 @@ PAPER_BRANCHES = "4"
 
 @dataclass(frozen=True)
 class Ratio:
-    """One figure over another; `apart` where their intervals do not overlap."""
+    """One figure over another. `apart`: chance in the choice of prompts doesn't explain it.
+
+    That is judged by the ratio's own interval where both were drawn on the same prompts, else by
+    whether both figures' intervals overlap.
+    """
 
     ours: float
     theirs: float
     apart: bool
+    interval: Interval | None = None
 
     @property
     def value(self) -> float:
@@ -36,6 +41,8 @@ class Ratio:
 
     @property
     def chance(self) -> str:
+        if self.interval is not None:
+            return f"ratio between {self.interval.low:.2f} and {self.interval.high:.2f}"
         return "intervals apart" if self.apart else "intervals overlap"
 
 
@@ -55,16 +62,18 @@ class Comparison:
         return abs(ours - theirs) <= EQUAL_NODES * max(ours, theirs)
 
 
-def compare(rows: Mapping[str, Found], ours: str, theirs: str) -> Comparison:
+def compare(found: Means | Section, ours: str, theirs: str) -> Comparison:
     """Both of them must be among the rows."""
-    here, there = rows[ours], rows[theirs]
+    here, there = found.rows[ours], found.rows[theirs]
+    paired = found.against.get(ours, {}).get(theirs) if isinstance(found, Means) else None
+    length, ratio = (None, None) if paired is None else (paired.acceptance_length, paired.speed)
     speed = None
     if here.speedup is not None and there.speedup is not None:
-        speed = _ratio(here.speedup, there.speedup)
+        speed = _ratio(here.speedup, there.speedup, ratio)
     return Comparison(
         ours,
         theirs,
-        _ratio(here.acceptance_length, there.acceptance_length),
+        _ratio(here.acceptance_length, there.acceptance_length, length),
         speed,
         (here.nodes_per_step, there.nodes_per_step),
     )
@@ -104,10 +113,10 @@ def nearest(rows: Mapping[str, Found], name: str, of: str) -> str | None:
     return min(found, key=lambda one: abs(rows[one].nodes_per_step - nodes), default=None)
 
 
-def at_equal_nodes(rows: Mapping[str, Found], of: str, control: str) -> list[Comparison]:
+def at_equal_nodes(means: Means, of: str, control: str) -> list[Comparison]:
     """Every variant of a policy against the control's that is closest in nodes."""
-    pairs = [(name, nearest(rows, name, control)) for name in variants(rows, of)]
-    return [compare(rows, name, other) for name, other in pairs if other is not None]
+    pairs = [(name, nearest(means.rows, name, control)) for name in variants(means.rows, of)]
+    return [compare(means, name, other) for name, other in pairs if other is not None]
 
 
 def best(rows: Mapping[str, Found], among: Iterable[str]) -> str | None:
@@ -121,6 +130,8 @@ def _speed(row: Found) -> float:
     return row.speedup.value
 
 
-def _ratio(ours: Interval, theirs: Interval) -> Ratio:
+def _ratio(ours: Interval, theirs: Interval, paired: Interval | None) -> Ratio:
+    if paired is not None:
+        return Ratio(ours.value, theirs.value, not paired.low <= 1 <= paired.high, paired)
     apart = ours.low > theirs.high or ours.high < theirs.low
     return Ratio(ours.value, theirs.value, apart)

@@ -66,8 +66,8 @@ def versus(one: Comparison, sections: Sequence[Section], printed: Gain | None = 
 
 def _by_suite(one: Comparison, sections: Sequence[Section]) -> str:
     """How often each suite's own figures are greater; nothing to say of a single suite."""
-    known = [s.rows for s in sections if {one.ours, one.theirs} <= set(s.rows)]
-    pairs = [compare(rows, one.ours, one.theirs) for rows in known]
+    known = [section for section in sections if {one.ours, one.theirs} <= set(section.rows)]
+    pairs = [compare(section, one.ours, one.theirs) for section in known]
     if len(pairs) < 2:
         return ""
     accepts = sum(pair.acceptance.value > 1 for pair in pairs)
@@ -128,12 +128,12 @@ def _of_the_method(means: Means, sections: Sequence[Section]) -> list[str]:
         name = plainest(means.rows, policy)
         if name is not None:
             printed = gain(policy, "block", means.temperature)
-            found.append(versus(compare(means.rows, name, block), sections, printed))
+            found.append(versus(compare(means, name, block), sections, printed))
     return found
 
 
 def _equal_nodes(means: Means, sections: Sequence[Section], policy: str) -> list[str]:
-    pairs = at_equal_nodes(means.rows, policy, "best-first")
+    pairs = at_equal_nodes(means, policy, "best-first")
     if len(pairs) > FEW:
         return [_counted(policy, pairs)]
     return [f"{_title(pair)} {versus(pair, sections)}" for pair in pairs]
@@ -171,7 +171,7 @@ def _of_the_planner(results: Results, means: Means, sections: Sequence[Section])
     other = best(means.rows, [name for name in policies(results) if name != planned])
     if other is None:
         return []
-    text = versus(compare(means.rows, planned, other), sections)
+    text = versus(compare(means, planned, other), sections)
     return [f"The planner against the fastest other policy: {text}"]
 
 
@@ -182,10 +182,10 @@ def _of_the_peers(results: Results, means: Means, sections: Sequence[Section]) -
     theirs, dual = best(means.rows, peers), plainest(means.rows, "dual")
     found = []
     if ours is not None and theirs is not None:
-        pair = compare(means.rows, ours, theirs)
+        pair = compare(means, ours, theirs)
         found.append(f"Our fastest against the fastest other program: {versus(pair, sections)}")
     if dual is not None and "dflash" in peers and "dflash" in means.rows:
-        pair = compare(means.rows, dual, "dflash")
+        pair = compare(means, dual, "dflash")
         found.append(f"D²SD against the program of DFlash's authors: {versus(pair, sections)}")
     return found
 
@@ -197,7 +197,7 @@ def _of_the_arms(means: Means, sections: Sequence[Section]) -> list[str]:
     for arm, part in TAKEN_AWAY.items():
         name = plainest(means.rows, arm)
         if dual is not None and name is not None:
-            pair = compare(means.rows, dual, name)
+            pair = compare(means, dual, name)
             found.append(f"The {part}. {versus(pair, sections)} {_worth(pair.acceptance)}")
     return found
 
@@ -228,7 +228,7 @@ def _pairs(results: Results, means: Means) -> list[tuple[str, str]]:
 
 
 def _slower(sections: Sequence[Section], ours: str, theirs: str) -> list[str]:
-    pairs = {section.suite: compare(section.rows, ours, theirs) for section in sections}
+    pairs = {section.suite: compare(section, ours, theirs) for section in sections}
     speeds = {suite: pair.speed for suite, pair in pairs.items() if pair.speed is not None}
     if not speeds:
         return []
