@@ -13,16 +13,24 @@ FEW_SUITES = ("gsm8k", "math500", "mbpp", "mt-bench")
 """Those of the paper's Tables 5 to 7."""
 
 
+QUESTIONS = {
+    "main": "How fast is each way of drafting, how much does it accept? (paper, Tables 3 and 4)",
+    "ablation": "What is each part of D²SD worth? (paper, Tables 5, 6 and 7)",
+    "budget": "At equal nodes, is a second pass worth more than a bigger tree of the first?",
+    "block-size": "Does a bigger block help? (paper, Table 1)",
+    "falsify": "Do blind prefixes, or redrafts blind to their prefix, do as well?",
+}
+
+
 @dataclass(frozen=True)
 class Study:
-    """What is measured, and to answer what.
+    """What is measured.
 
     `policies` and `peers` are contenders by name; `absent` are those of the paper that d2sd doesn't
     have, with the reason. Peers answer greedily only.
     """
 
     name: str
-    question: str
     policies: tuple[str, ...]
     suites: tuple[str, ...] = FEW_SUITES
     temperatures: tuple[float, ...] = GREEDY
@@ -49,7 +57,6 @@ def _main(block_size: int) -> Study:
     budget = equal_nodes(block_size)
     return Study(
         "main",
-        "How fast is each way of drafting, and how much does it accept? (paper, Tables 3 and 4)",
         (
             *("none", "ngram", "block", f"best-first:budget={budget}", "dual"),
             *(f"merged:budget={budget}", "planned"),
@@ -64,7 +71,6 @@ def _main(block_size: int) -> Study:
 def _ablation(block_size: int) -> Study:
     return Study(
         "ablation",
-        "What is each part of D²SD worth? (paper, Tables 5, 6 and 7)",
         ("none", "block", "samples", "self-dual", "dual", "three-level"),
     )
 
@@ -74,7 +80,6 @@ def _budget(block_size: int) -> Study:
     branches = [count for count in (1, 2, 4, 7, 11, 15) if count < block_size]
     return Study(
         "budget",
-        "At equal nodes, is a second pass worth more than a bigger tree of the first?",
         (
             *("none", "block"),
             *(f"best-first:budget={budget}" for budget in budgets),
@@ -88,7 +93,6 @@ def _block_size(block_size: int) -> Study:
     sizes = sorted({max(block_size * quarters // 4, 2) for quarters in (1, 2, 3, 4, 6, 8)})
     return Study(
         "block-size",
-        "Does a bigger block help? (paper, Table 1)",
         (
             "none",
             *(f"block:block_size={size}" for size in sizes),
@@ -101,7 +105,6 @@ def _block_size(block_size: int) -> Study:
 def _falsify(block_size: int) -> Study:
     return Study(
         "falsify",
-        "Do blind prefixes, or redrafts blind to their prefix, do as well?",
         (
             *("none", "block", "dual", "random-dual", "even-dual", "early-dual"),
             *("unseen-dual", "self-dual"),

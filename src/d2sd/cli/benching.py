@@ -50,7 +50,7 @@ def _study(contenders: ContenderOptions, session: Session) -> Study:
     """The named study, or one of what the options say."""
     if contenders.study is None:
         texts = tuple(p.text for p in parse_policies(contenders.policies or POLICIES))
-        return Study("", "", texts, suites=(SAMPLE,))
+        return Study("", texts, suites=(SAMPLE,))
     first = session.networks.first
     if first is None:
         raise ValueError(

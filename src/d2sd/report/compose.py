@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from d2sd.bench.results import Results
+from d2sd.bench.studies import QUESTIONS
 from d2sd.pictures import can_draw
 from d2sd.report import plots
 from d2sd.report.beside_paper import beside_paper
@@ -60,6 +61,7 @@ def report(results: Results) -> list[Block]:
     title = "Bench" if results.study is None else f"Study `{results.study}`"
     return [
         Heading(1, f"{title}: {results.run.get('model', 'a model')}"),
+        *_question(results),
         summary(results),
         *([] if can_draw() else [Text(NO_PLOTS)]),
         Heading(2, "Speed-up and acceptance"),
@@ -104,12 +106,19 @@ def _in_short(results: Results, name: str, place: str) -> list[Block]:
     command = command_line(results)
     return [
         Heading(2, f"Bench {name}" if results.study is None else f"Study {results.study}"),
+        *_question(results),
         summary(results),
         *([Code(command)] if command else []),
         Text(f"[All figures]({place}/results.json), [the whole report]({place}/report.md)."),
         *_overview(results),
         *_said(results),
     ]
+
+
+def _question(results: Results) -> list[Block]:
+    """What a study asks."""
+    question = QUESTIONS.get(results.study or "")
+    return [Text(question)] if question else []
 
 
 def _overview(results: Results) -> list[Block]:

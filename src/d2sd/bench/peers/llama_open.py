@@ -45,7 +45,7 @@ def open_llama(path: Path, repacked: bool, **settings: Any) -> Any:
 @contextmanager
 def _weights(repacked: bool) -> Iterator[None]:
     """`Llama` has no argument for it and takes the C library's defaults."""
-    library = importlib.import_module("llama_cpp.llama_cpp")
+    library: Any = importlib.import_module("llama_cpp.llama_cpp")
     defaults = library.llama_model_default_params
 
     def changed() -> Any:
