@@ -187,6 +187,17 @@ def test_an_assistant_of_other_tokens_is_told_from_one_of_the_same(session):
         tokenizers(session, same, other, "it")
 
 
+def test_an_assistant_of_other_tokens_drafts_for_greedy_answers_only(session, tmp_path):
+    folder = save_target(tmp_path, vocab_size=300)
+    peer = opened(session, "transformers:assisted", folder)
+    assert peer.sampled is False
+    answer = peer.answer(ask(session))
+    assert answer.token_ids == plain(session, ask(session)).token_ids
+    assert_adds_up(answer)
+    with pytest.raises(ValueError, match="does not draw from the target's law"):
+        peer.answer(ask(session, sampling=Sampling(1.0)))
+
+
 def test_unknown_names_are_errors(session):
     with pytest.raises(ValueError, match="no peer 'vllm'; choose among transformers, "):
         open_peers(["transformers", "vllm"], session)
