@@ -132,7 +132,7 @@ def made(
             for place, suite in enumerate(suites)
         ),
         means=tuple(
-            Means(t, tuple(suites), {name: mean(name, t) for name in there(t)})
+            Means(t, tuple(suites), 10, {name: mean(name, t) for name in there(t)})
             for t in temperatures
         ),
         calibration=tuple(
@@ -273,7 +273,7 @@ def test_sentences_follow_the_figures(changes, expected) -> None:
 @pytest.mark.parametrize(
     ("speed", "expected"),
     [
-        (1.32, "`dual` is slower than `block` on 2 of 2 suites (bold: intervals apart): gsm8k **×"),
+        (1.32, "`dual` is slower than `block` on 2 of 2 suites (bold: beyond chance): gsm8k **×"),
         (2.5, "`dual` is slower than `block` on none of 2 suites."),
         (0.8, "Slower than plain decoding: `dual` on gsm8k 0.82, math500 0.80."),
         (1.32, "No policy of ours is slower than plain decoding on any suite."),
@@ -477,3 +477,12 @@ def test_the_ratio_of_the_same_prompts_decides_where_it_is_known():
     assert "**accepts more**" in said
     assert "ratio between 1.10 and 1.25" in said
     assert "**is slower**" in said
+
+
+def test_few_prompts_decide_nothing():
+    results = made()
+    [means, _] = results.means
+    few = replace(means, prompts=4)
+    [said] = [s for s in statements(results, few) if s.startswith("`dual` against `block`")]
+    assert "isn't shown to accept more or less" in said
+    assert "4 prompts a suite are too few to tell" in said

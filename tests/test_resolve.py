@@ -18,6 +18,7 @@ from d2sd.models import resolve as module
 from d2sd.models.resolve import (
     ModelUnavailableError,
     PackagedModel,
+    gguf_file,
     install,
     pip_download,
     resolve,
@@ -231,3 +232,24 @@ def test_the_real_model_keeps_its_chat_template_and_stop_token(smollm2):
     config = AutoConfig.from_pretrained(smollm2)
     assert tokenizer.eos_token_id == config.eos_token_id == 2
     assert (config.dtype, config.num_hidden_layers) == (torch.float32, 30)
+
+
+def test_the_file_behind_a_model_is_fetched_once_and_kept(cache):
+    wheel, stages = Wheel(), []
+    path = gguf_file("tiny", stages.append, wheel)
+    assert path == cache / "gguf" / "weights.gguf"
+    assert path.read_bytes() == WEIGHTS
+    assert gguf_file("tiny", stages.append, wheel) == path
+    assert wheel.asked == ["tiny-model==1.0"]
+    assert [file.name for file in path.parent.iterdir()] == ["weights.gguf"]  # nothing else is left
+
+
+def test_another_file_than_expected_is_not_kept(cache):
+    with pytest.raises(ModelUnavailableError):
+        gguf_file("tiny", None, Wheel(weights=b"something else"))
+    assert not (cache / "gguf" / "weights.gguf").exists()
+
+
+def test_no_file_is_known_of_other_models(cache):
+    with pytest.raises(ModelUnavailableError, match="no GGUF file of some/folder is known"):
+        gguf_file("some/folder")

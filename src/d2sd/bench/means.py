@@ -37,6 +37,7 @@ def _means(temperature: float, suites: Mapping[str, Sequence[Trial]]) -> Means:
     return Means(
         temperature,
         tuple(suites),
+        min(len(of) for of in suites.values()),
         {name: _mean(answers[name], drawn[name]) for name in asked},
         {
             ours: {theirs: drawn[ours].against(drawn[theirs]) for theirs in asked if theirs != ours}

@@ -17,7 +17,10 @@ SCHEMA = 1
 
 
 class Interval(NamedTuple):
-    """A figure, and where 95 % of it lie when prompts are drawn anew from these (bootstrap)."""
+    """A figure, and where 95 % of it lie when prompts are drawn anew from these (bootstrap).
+
+    Of a handful of prompts it is too narrow, of a single one it has no width at all.
+    """
 
     value: float
     low: float
@@ -95,10 +98,14 @@ class Against:
 
 @dataclass(frozen=True)
 class Means:
-    """All suites of one temperature together. `against[ours][theirs]` is the ratio of two."""
+    """All suites of one temperature together, each of `prompts` prompts or more.
+
+    `against[ours][theirs]` is the ratio of two.
+    """
 
     temperature: float
     suites: tuple[str, ...]
+    prompts: int
     rows: Mapping[str, Mean]
     against: Mapping[str, Mapping[str, Against]] = field(default_factory=dict)
 
@@ -207,7 +214,8 @@ def _means(values: Mapping[str, Any]) -> Means:
         ours: {name: _against(one) for name, one in others.items()}
         for ours, others in values["against"].items()
     }
-    return Means(values["temperature"], tuple(values["suites"]), rows, against)
+    suites = tuple(values["suites"])
+    return Means(values["temperature"], suites, values["prompts"], rows, against)
 
 
 def _against(values: Mapping[str, Any]) -> Against:

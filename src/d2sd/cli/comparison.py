@@ -60,9 +60,9 @@ def _figures(section: Section) -> Table:
     for name, row in section.rows.items():
         table.add_row(
             name,
-            _around(row.acceptance_length),
+            _around(row.acceptance_length, section.prompts),
             f"{row.tokens_per_second:.1f}",
-            _around(row.speedup),
+            _around(row.speedup, section.prompts),
             f"{row.nodes_per_step:.1f}",
             "?" if row.identical is None else f"{row.identical}/{row.turns}",
             style="bold" if row.tokens_per_second == fastest else None,
@@ -85,22 +85,25 @@ def _mean_figures(means: Means) -> Table:
     fastest = max(row.tokens_per_second for row in means.rows.values())
     for name, row in means.rows.items():
         bold = "bold" if row.tokens_per_second == fastest else None
-        table.add_row(name, *_mean_cells(row), style=bold)
+        table.add_row(name, *_mean_cells(row, means.prompts), style=bold)
     return table
 
 
-def _mean_cells(row: Mean) -> tuple[str, ...]:
+def _mean_cells(row: Mean, prompts: int) -> tuple[str, ...]:
     return (
-        _around(row.acceptance_length),
+        _around(row.acceptance_length, prompts),
         f"{row.tokens_per_second:.1f}",
-        _around(row.speedup),
+        _around(row.speedup, prompts),
         f"{row.nodes_per_step:.1f}",
     )
 
 
-def _around(interval: Interval | None) -> str:
+def _around(interval: Interval | None, prompts: int) -> str:
+    """A single prompt has no interval."""
     if interval is None:
         return ""
+    if prompts == 1:
+        return f"{interval.value:.2f}"
     return f"{interval.value:.2f} ± {(interval.high - interval.low) / 2:.2f}"
 
 

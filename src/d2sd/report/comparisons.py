@@ -9,6 +9,8 @@ from d2sd.bench.results import Interval, Mean, Means, Row, Section
 from d2sd.report.tables import BASELINE
 
 Found = Row | Mean
+ENOUGH_PROMPTS = 5
+"""Of fewer prompts a bootstrap's interval is too narrow to decide anything."""
 EQUAL_NODES = 0.1
 """Trees whose sizes differ by less than this share count as equal."""
 PAPER_BRANCHES = "4"
@@ -18,14 +20,14 @@ PAPER_BRANCHES = "4"
 class Ratio:
     """One figure over another. `apart`: chance in the choice of prompts doesn't explain it.
 
-    That is judged by the ratio's own interval where both were drawn on the same prompts, else by
-    whether both figures' intervals overlap.
+    `chance` says why, or why not. It is judged by the ratio's own interval where both were drawn
+    on the same prompts, else by whether both figures' intervals overlap.
     """
 
     ours: float
     theirs: float
     apart: bool
-    interval: Interval | None = None
+    chance: str
 
     @property
     def value(self) -> float:
@@ -38,12 +40,6 @@ class Ratio:
     @property
     def is_loss(self) -> bool:
         return self.apart and self.value < 1
-
-    @property
-    def chance(self) -> str:
-        if self.interval is not None:
-            return f"ratio between {self.interval.low:.2f} and {self.interval.high:.2f}"
-        return "intervals apart" if self.apart else "intervals overlap"
 
 
 @dataclass(frozen=True)
@@ -67,13 +63,14 @@ def compare(found: Means | Section, ours: str, theirs: str) -> Comparison:
     here, there = found.rows[ours], found.rows[theirs]
     paired = found.against.get(ours, {}).get(theirs) if isinstance(found, Means) else None
     length, ratio = (None, None) if paired is None else (paired.acceptance_length, paired.speed)
+    few = found.prompts if found.prompts < ENOUGH_PROMPTS else None
     speed = None
     if here.speedup is not None and there.speedup is not None:
-        speed = _ratio(here.speedup, there.speedup, ratio)
+        speed = _ratio(here.speedup, there.speedup, ratio, few)
     return Comparison(
         ours,
         theirs,
-        _ratio(here.acceptance_length, there.acceptance_length, length),
+        _ratio(here.acceptance_length, there.acceptance_length, length, few),
         speed,
         (here.nodes_per_step, there.nodes_per_step),
     )
@@ -130,8 +127,13 @@ def _speed(row: Found) -> float:
     return row.speedup.value
 
 
-def _ratio(ours: Interval, theirs: Interval, paired: Interval | None) -> Ratio:
+def _ratio(ours: Interval, theirs: Interval, paired: Interval | None, few: int | None) -> Ratio:
+    if few is not None:
+        words = f"{few} prompt{'s' * (few > 1)} a suite are too few to tell"
+        return Ratio(ours.value, theirs.value, False, words)
     if paired is not None:
-        return Ratio(ours.value, theirs.value, not paired.low <= 1 <= paired.high, paired)
+        words = f"ratio between {paired.low:.2f} and {paired.high:.2f}"
+        return Ratio(ours.value, theirs.value, not paired.low <= 1 <= paired.high, words)
     apart = ours.low > theirs.high or ours.high < theirs.low
-    return Ratio(ours.value, theirs.value, apart)
+    words = "intervals apart" if apart else "intervals overlap"
+    return Ratio(ours.value, theirs.value, apart, words)

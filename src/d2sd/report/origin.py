@@ -21,9 +21,10 @@ MEANINGS: tuple[Block, ...] = (
             "answers' own* weighs every answer alike.",
             "**Speed-up** is over `none`, plain decoding through the same target in the same run. "
             "Tokens/s leave the prefill out, unless a column says otherwise.",
-            "**Intervals** are 95 %, by bootstrap over prompts. Two figures are called *apart* "
-            "where their intervals do not overlap. Overlapping ones may still differ: the "
-            "intervals hold how prompts differ, which all contenders share.",
+            "**Intervals** are 95 %, by bootstrap over prompts. Whether two contenders differ is "
+            "judged by their ratio, for which the same prompts are drawn on both sides; single "
+            "suites, where no ratio is kept, by whether the two intervals overlap. They say what "
+            "the choice of prompts can do, not how much the machine's speed moves.",
             "**Nodes a step** are the drafted tokens that the target scores, without the anchor.",
             "**Identical answers** are the turns whose tokens are those of `none` in the same run. "
             "In half precision near-ties may swap.",

@@ -154,7 +154,7 @@ def _counted(policy: str, pairs: Sequence[Comparison]) -> str:
     speeds = [pair.speed for pair in equal if pair.speed is not None]
     if speeds:
         text += f"; it {_tally(speeds, 'is faster', 'slower')}"
-    return f"{text}. The others' intervals overlap."
+    return f"{text}. The others leave room for chance."
 
 
 def _tally(ratios: Sequence[Ratio], more: str, less: str) -> str:
@@ -239,7 +239,7 @@ def _slower(sections: Sequence[Section], ours: str, theirs: str) -> list[str]:
         f"{suite} **×{ratio.value:.2f}**" if ratio.apart else f"{suite} ×{ratio.value:.2f}"
         for suite, ratio in slower.items()
     )
-    marked = " (bold: intervals apart)" if any(ratio.apart for ratio in slower.values()) else ""
+    marked = " (bold: beyond chance)" if any(ratio.apart for ratio in slower.values()) else ""
     count = f"{len(slower)} of {len(speeds)} suites"
     return [f"`{ours}` is slower than `{theirs}` on {count}{marked}: {listed}."]
 

@@ -111,6 +111,23 @@ def detail_table(results: Results, means: Means) -> Table:
     return Table(head, tuple(rows), caption)
 
 
+def short_table(results: Results, means: Means) -> Table:
+    """What a reader in a hurry wants: one row a contender, means and the range over suites."""
+    head = ("contender", "acceptance length", "nodes a step", "tokens/s", "speed-up", "by suite")
+    rows = []
+    for name, mean in means.rows.items():
+        speeds = [r.speedup.value for r in rows_of(results, means.temperature, name) if r.speedup]
+        cells = (
+            f"{mean.acceptance_length.value:.2f}",
+            f"{mean.nodes_per_step:.1f}",
+            f"{mean.tokens_per_second:.1f}",
+            between(mean.speedup),
+            f"{min(speeds):.2f} to {max(speeds):.2f}" if speeds else NOTHING,
+        )
+        rows.append((f"`{name}`", *cells))
+    return Table(head, tuple(rows))
+
+
 def suite_table(results: Results, section: Section) -> Table:
     """One suite in full."""
     head = (
