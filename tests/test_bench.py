@@ -182,6 +182,34 @@ def test_peers_take_part_where_they_can(session: Session, tmp_path: Path, monkey
     assert [one.kind for one in results.participants] == ["policy", "peer", "peer"]
 
 
+class Breaking(Noting):
+    """Breaks down after four answers."""
+
+    def answer(self, request: Request) -> Answer:
+        if self.heard.count(self.name) == 4:
+            raise RuntimeError("too\nmuch")
+        return super().answer(request)
+
+
+def test_another_program_that_breaks_down_is_reported(session, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("d2sd.bench.run.open_peers", lambda *_: [Breaking("x", [])])
+    asked = order("none", suites={"s": PROMPTS[:2], "t": PROMPTS[2:]}, peers=("x",))
+    results = run(session, asked, Journal(tmp_path / LOG))
+    assert [list(section.rows) for section in results.sections] == [["none", "x"], ["none"]]
+    assert list(results.means[0].rows) == ["none"]
+    assert "broke down on t at temperature 0, prompt c" in results.absent["x"]
+    assert results.absent["x"].endswith("too much")
+    assert logged(tmp_path) == results
+
+
+def test_a_policy_that_breaks_down_ends_the_bench(session, tmp_path, monkeypatch) -> None:
+    broken = Breaking("none", ["none"] * 4)
+    broken.kind = "policy"
+    bench = Bench(session, {"none": broken}, [Task("s", Workload(PROMPTS), ("none",))])
+    with pytest.raises(RuntimeError, match="much"):
+        bench.run(Journal(tmp_path / LOG), {}, {})
+
+
 def test_every_prompt_and_turn_has_its_own_draws() -> None:
     workload = Workload(PROMPTS, sampling=Sampling(temperature=1.0), seed=3)
     seeds = {workload.seeded(n, t).rng.initial_seed() for n in range(30) for t in range(3)}

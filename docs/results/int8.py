@@ -47,7 +47,7 @@ def main():
                     f"{one.acceptance_length.value:.2f}",
                     f"{one.tokens_per_second:.1f}",
                     f"{one.speedup.value:.2f}",
-                    f"{one.identical} of {one.turns}",
+                    "yes" if one.identical == one.turns else "no",
                 ]
             )
     columns = ["target", "policy", "acceptance length", "tokens/s", "speed-up", "same as none"]

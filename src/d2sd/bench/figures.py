@@ -90,9 +90,14 @@ def _calibration(temperature: float, of: str, judged: Reliability) -> Calibratio
 
 
 def _rows(suite: str, trials: Sequence[Trial]) -> dict[str, Row]:
-    answers = {name: [trial.answers[name] for trial in trials] for name in trials[0].answers}
+    answers = {name: [trial.answers[name] for trial in trials] for name in present(trials)}
     baseline = answers.get(BASELINE)
     return {name: row(suite, prompts, baseline) for name, prompts in answers.items()}
+
+
+def present(trials: Sequence[Trial]) -> list[str]:
+    """Who answered every prompt."""
+    return [name for name in trials[0].answers if all(name in t.answers for t in trials)]
 
 
 def row(suite: str, prompts: Sequence[Turns], baseline: Sequence[Turns] | None) -> Row:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from d2sd.bench.figures import Sums, Turns, interval_of, resamples
+from d2sd.bench.figures import Sums, Turns, interval_of, present, resamples
 from d2sd.bench.results import Against, Interval, Mean, Means
 from d2sd.bench.trials import BASELINE, Trial
 
@@ -26,8 +26,7 @@ def means(trials: Iterable[Trial]) -> tuple[Means, ...]:
 
 
 def _means(temperature: float, suites: Mapping[str, Sequence[Trial]]) -> Means:
-    everywhere = set.intersection(*(set(of[0].answers) for of in suites.values()))
-    asked = [name for name in next(iter(suites.values()))[0].answers if name in everywhere]
+    asked = present([trial for of in suites.values() for trial in of])
     answers = {
         name: {suite: [trial.answers[name] for trial in of] for suite, of in suites.items()}
         for name in asked

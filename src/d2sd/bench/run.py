@@ -129,13 +129,23 @@ def results_of(began: Mapping[str, Any], trials: Sequence[Trial]) -> Results:
     return Results(
         study=header["study"],
         participants=tuple(Participant(**one) for one in header["participants"]),
-        absent=header["absent"],
+        absent={**header["absent"], **_broken(trials)},
         sections=sections(trials),
         means=means(trials),
         calibration=calibrations(trials),
         settings=header["settings"],
         run=facts,
     )
+
+
+def _broken(trials: Sequence[Trial]) -> dict[str, str]:
+    """Other programs that broke down, and the first prompt on which they did."""
+    found: dict[str, str] = {}
+    for trial in trials:
+        for name, words in trial.failed.items():
+            where = f"{trial.suite} at temperature {trial.temperature:g}, prompt {trial.prompt}"
+            found.setdefault(name, f"it broke down on {where}, so that suite is missing: {words}")
+    return found
 
 
 def logged(folder: Path) -> Results:

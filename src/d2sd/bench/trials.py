@@ -7,7 +7,7 @@ everyone alike. Each finished prompt is on disk before the next begins: a killed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -22,6 +22,11 @@ from d2sd.train.responses import Response
 
 WARM_UP_TOKENS = 16
 BASELINE = "none"
+BREAKDOWNS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
+"""What another program may raise where it can't go on."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Task:
 class Trial:
     """One prompt, answered turn by turn by every contender.
 
-    `judged` are the rows that the judge drafted when an answer was replayed.
+    `judged` are the rows that the judge drafted when an answer was replayed; `failed` names other
+    programs that broke down on this prompt, with what they said.
     """
 
     suite: str
@@ -50,6 +56,7 @@ class Trial:
     prompt: str
     answers: Mapping[str, tuple[Answer, ...]]
     judged: tuple[JudgedRow, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -61,6 +68,7 @@ class Trial:
                 name: [answer.to_json() for answer in turns] for name, turns in self.answers.items()
             },
             "judged": [_row_json(row) for row in self.judged],
+            "failed": dict(self.failed),
         }
 
     @classmethod
@@ -135,24 +143,38 @@ class Bench:
         for name, contender in self.contenders.items():
             if name in task.contenders:
                 contender.begin(task.temperature)
-            for _ in conversation(self.session, contender.answer, short, 0):
-                pass
+            self._answered(contender, short, 0)
 
     def _trial(self, task: Task, number: int) -> Trial:
-        turns = {
-            name: list(
-                conversation(self.session, self.contenders[name].answer, task.workload, number)
-            )
+        found = {
+            name: self._answered(self.contenders[name], task.workload, number)
             for name in rotated(task.contenders, number)
         }
+        turns = {name: of for name, of in found.items() if not isinstance(of, str)}
         return Trial(
             suite=task.suite,
             temperature=task.temperature,
             number=number,
             prompt=task.workload.prompts[number].id,
-            answers={name: tuple(t.answer for t in turns[name]) for name in task.contenders},
+            answers={
+                name: tuple(turn.answer for turn in turns[name])
+                for name in task.contenders
+                if name in turns
+            },
             judged=tuple(self._judged(turns, task.temperature)),
+            failed={name: of for name, of in found.items() if isinstance(of, str)},
         )
+
+    def _answered(
+        self, contender: Contender, workload: Workload, number: int
+    ) -> list[Turn[Answer]] | str:
+        """The turns, or what another program said when it broke down; ours must not."""
+        try:
+            return list(conversation(self.session, contender.answer, workload, number))
+        except BREAKDOWNS as error:
+            if contender.kind == "policy":
+                raise
+            return " ".join(str(error).split()) or type(error).__name__
 
     def _judged(self, turns: Mapping[str, list[Turn[Answer]]], temp: float) -> Iterator[JudgedRow]:
         """What the judge's passes said of the baseline's answers, off the clock."""

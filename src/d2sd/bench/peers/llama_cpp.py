@@ -106,6 +106,7 @@ def _opened(name: str, session: Session, lookup: bool) -> Peer:
         n_threads_batch=torch.get_num_threads(),
         n_gpu_layers=-1 if on_gpu else 0,
         draft_model=lookup_draft() if lookup else None,
+        logits_all=lookup,  # with a draft it keeps all rows, and has room for them only if told
     )
     if llama.n_vocab() != session.target.vocab_size:
         raise ValueError(
