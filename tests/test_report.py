@@ -486,3 +486,13 @@ def test_few_prompts_decide_nothing():
     [said] = [s for s in statements(results, few) if s.startswith("`dual` against `block`")]
     assert "isn't shown to accept more or less" in said
     assert "4 prompts a suite are too few to tell" in said
+
+
+def test_the_planner_is_held_to_the_best_policy_of_every_suite():
+    results = made()
+    said = statements(results, results.means[0])
+    assert "Of all policies `planned` is the fastest on 3 of 3 suites." in said
+    results = made(speeds={"planned": 1.5})
+    said = [s for s in statements(results, results.means[0]) if s.startswith("Of all policies")]
+    assert said[0].startswith("Of all policies `planned` is the fastest on 0 of 3 suites; elsewhere: ")
+    assert "of `best-first:budget=24`" in said[0]

@@ -11,7 +11,7 @@ from d2sd.bench.results import Interval, Means, Results
 from d2sd.card.plots import ACCEPTANCE, Reliability, draw_reliability
 from d2sd.pictures import COLOURS, WIDTH, colour, draw_line, new_figure, save_picture
 from d2sd.report.comparisons import family, option, variants
-from d2sd.report.counts import FEW, drafting, positions, shares_of
+from d2sd.report.counts import DEEPEST, FEW, MANY, drafting, positions, shares_of
 from d2sd.report.document import Picture
 from d2sd.report.tables import (
     BASELINE,
@@ -47,11 +47,14 @@ def of_temperature(results: Results, means: Means) -> Iterator[Picture]:
         caption = (
             f"Acceptance by position, temperature {at:g}. How often the token at a position of "
             "the draft was right, of the steps in which all before it were; all suites together, "
-            f"points of fewer than {FEW} steps left out."
+            f"points of fewer than {FEW} steps and positions beyond {DEEPEST} left out."
         )
         yield Picture(f"positions-{short}", caption, partial(draw_positions, results, at))
     if drafting(results, at):
-        caption = f"Tokens emitted per step, temperature {at:g}. Shares of steps, all suites."
+        caption = (
+            f"Tokens emitted per step, temperature {at:g}. Shares of steps, all suites; at {MANY} "
+            "those that emitted as many or more."
+        )
         yield Picture(f"emitted-{short}", caption, partial(draw_emitted, results, at))
 
 
@@ -242,6 +245,7 @@ def _bars(
                 textcoords="offset points",
                 va="center",
                 fontsize=labels,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},  # over the line at 1
             )
     axes.axvline(1, color="#333333", linewidth=0.9, linestyle="--")
     if labels is not None:

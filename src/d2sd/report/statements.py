@@ -172,7 +172,25 @@ def _of_the_planner(results: Results, means: Means, sections: Sequence[Section])
     if other is None:
         return []
     text = versus(compare(means, planned, other), sections)
-    return [f"The planner against the fastest other policy: {text}"]
+    return [
+        f"The planner against the fastest other policy: {text}",
+        _against_all(planned, policies(results), sections),
+    ]
+
+
+def _against_all(planned: str, names: Sequence[str], sections: Sequence[Section]) -> str:
+    """The planner against the policy that is the fastest on each suite, chosen with hindsight."""
+    behind = []
+    for section in sections:
+        other = best(section.rows, [name for name in names if name != planned])
+        if other is None or planned not in section.rows:
+            continue
+        speed = compare(section, planned, other).speed
+        if speed is not None and speed.value < 1:
+            behind.append(f"{section.suite} ×{speed.value:.2f} of `{other}`")
+    text = f"Of all policies `{planned}` is the fastest on {len(sections) - len(behind)}"
+    text += f" of {len(sections)} suites"
+    return f"{text}; elsewhere: {', '.join(behind)}." if behind else f"{text}."
 
 
 def _of_the_peers(results: Results, means: Means, sections: Sequence[Section]) -> list[str]:
