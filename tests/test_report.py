@@ -494,5 +494,7 @@ def test_the_planner_is_held_to_the_best_policy_of_every_suite():
     assert "Of all policies `planned` is the fastest on 3 of 3 suites." in said
     results = made(speeds={"planned": 1.5})
     said = [s for s in statements(results, results.means[0]) if s.startswith("Of all policies")]
-    assert said[0].startswith("Of all policies `planned` is the fastest on 0 of 3 suites; elsewhere: ")
+    assert said[0].startswith(
+        "Of all policies `planned` is the fastest on 0 of 3 suites; elsewhere: "
+    )
     assert "of `best-first:budget=24`" in said[0]
