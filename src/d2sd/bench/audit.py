@@ -23,6 +23,7 @@ from d2sd.bench.workload import Turn, Workload, conversation
 from d2sd.drafters.none import NoDrafter
 from d2sd.drafters.policies import Policy
 from d2sd.generate import Generation, Request, generate
+from d2sd.interfaces import Drafter
 from d2sd.session import Session
 
 EXACT = (torch.float32, torch.float64)
@@ -86,11 +87,7 @@ def audit(
     Raises ValueError for a temperature above 0 in half precision, where neither check can decide.
     """
     checks = _checks(session, workload)
-    drafter = session.drafter(policy, workload.sampling.temperature)
-
-    def ask(request: Request) -> Generation:
-        return generate(session.target, drafter, request, session.tokenizer)
-
+    ask = _asking(session, session.drafter(policy, workload.sampling.temperature))
     tokens = 0
     misses: list[Miss] = []
     violations: list[Violation] = []
@@ -118,6 +115,10 @@ def audit(
         checks=checks,
         violations=tuple(violations),
     )
+
+
+def _asking(session: Session, drafter: Drafter) -> Callable[[Request], Generation]:
+    return lambda request: generate(session.target, drafter, request, session.tokenizer)
 
 
 @torch.inference_mode()

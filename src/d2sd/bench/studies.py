@@ -45,6 +45,11 @@ def study_of(name: str, block_size: int) -> Study:
     return _STUDIES[name](block_size)
 
 
+def suites_of(name: str) -> tuple[str, ...]:
+    """The suites of a study, whatever the drafters. Raises ValueError when it's unknown."""
+    return study_of(name, 2).suites
+
+
 def equal_nodes(block_size: int) -> int:
     """The budget at which one tree has about as many nodes as D²SD's five rows.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,7 +11,7 @@ from d2sd.bench.peers import PEERS
 from d2sd.bench.prompts import Prompt, read_prompts
 from d2sd.bench.results import Results, write_results
 from d2sd.bench.run import LOG, Order, run
-from d2sd.bench.studies import Study, study_of
+from d2sd.bench.studies import Study, study_of, suites_of
 from d2sd.bench.suites import load_suite, origin, parse_suites
 from d2sd.bench.workload import Workload
 from d2sd.cli.bench import BenchSampling, ContenderOptions, SuiteOptions
@@ -35,10 +37,12 @@ def measured(
     """The results, and the files that were written."""
     if suites.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {suites.max_new_tokens}; it must be 1 or more")
+    prompts = prompts_of(suites, contenders.study)  # before what takes long: they may be wrong
     policies = parse_policies(contenders.policies or POLICIES)
     peers = contenders.peers or ("all" if contenders.study == "main" else "none")
     session = opened(model, policies, whole=peers != "none")
     order = ordered(suites, contenders, sampling, _study(contenders, session))
+    order = replace(order, suites=prompts, origins=origins_of(suites, prompts))
     with TemporaryDirectory() as elsewhere, meter("measuring, prompts") as hear:
         folder = out or Path(elsewhere)
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,17 +67,15 @@ def _study(contenders: ContenderOptions, session: Session) -> Study:
 def ordered(
     suites: SuiteOptions, contenders: ContenderOptions, sampling: BenchSampling, study: Study
 ) -> Order:
-    """What the options ask for; where they are silent, what the study does."""
+    """What the options ask for, the prompts apart; where they are silent, what the study does."""
     chosen = (
         tuple(parse_policies(contenders.policies))
         if contenders.policies
         else tuple(map(parse_policy, study.policies))
     )
     temperatures = _temperatures(sampling.temperatures) or study.temperatures
-    prompts, origins = _suites(suites, study.suites)
     return Order(
-        suites=prompts,
-        origins=origins,
+        suites={},
         policies=chosen,
         temperatures=temperatures,
         peers=_peers(contenders.peers) if contenders.peers else study.peers,
@@ -91,22 +93,24 @@ def ordered(
     )
 
 
-def _suites(
-    options: SuiteOptions, default: tuple[str, ...]
-) -> tuple[dict[str, tuple[Prompt, ...]], dict[str, str]]:
-    """Prompts by suite, and where they come from; a file of one's own is a suite of that name."""
+def prompts_of(options: SuiteOptions, study: str | None) -> dict[str, tuple[Prompt, ...]]:
+    """Prompts by suite; a file of one's own is a suite of that name."""
     if options.prompts is not None:
         if options.suite is not None:
             raise ValueError("--prompts and --suite are both given; give one of them")
-        name = options.prompts.stem
-        prompts = tuple(read_prompts(options.prompts, options.limit))
-        return {name: prompts}, {name: str(options.prompts)}
-    names = default if options.suite is None else parse_suites(options.suite)
-    folder = options.suite_dir
-    return (
-        {name: tuple(load_suite(name, options.limit, folder)) for name in names},
-        {name: origin(name, folder) for name in names},
-    )
+        return {options.prompts.stem: tuple(read_prompts(options.prompts, options.limit))}
+    if options.suite is not None:
+        names = parse_suites(options.suite)
+    else:
+        names = (SAMPLE,) if study is None else suites_of(study)
+    return {name: tuple(load_suite(name, options.limit, options.suite_dir)) for name in names}
+
+
+def origins_of(options: SuiteOptions, names: Iterable[str]) -> dict[str, str]:
+    """Where each suite comes from."""
+    if options.prompts is not None:
+        return {options.prompts.stem: str(options.prompts)}
+    return {name: origin(name, options.suite_dir) for name in names}
 
 
 def _peers(text: str) -> tuple[str, ...]:
