@@ -19,6 +19,7 @@ from d2sd.cli.generate import generate
 from d2sd.cli.proving_ground import proving_ground
 from d2sd.cli.regenerate import regenerate
 from d2sd.cli.report import report
+from d2sd.cli.serve import serve
 from d2sd.cli.trace import trace
 from d2sd.cli.train import train
 from d2sd.cli.tune import tune
@@ -39,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-USING = (generate, chat, trace, bench, report, verify, tune)
+USING = (generate, chat, serve, trace, bench, report, verify, tune)
 MAKING = (regenerate, train, evaluate, export, card, proving_ground)
 for command in (*USING, *MAKING):
     app.command()(command)

@@ -124,6 +124,20 @@ class TreeCache(Cache):
                 buffer[:, :, target] = buffer.index_select(2, self.length + nodes)
         self.length += len(path)
 
+    def copied(self) -> tuple[Tensor, ...]:
+        """Copies of the committed rows of both buffers; nothing before the first pass."""
+        return tuple(buffer[:, :, : self.length].clone() for buffer in self.buffers)
+
+    def refill(self, copies: Sequence[Tensor], length: int) -> None:
+        """Take the first `length` rows of what `copied` gave as all that is committed."""
+        assert len(copies) == len(self.buffers), "rows come back into a cache that has been used"
+        keys, values = (
+            grown(buffer, length, dim=2) for buffer in self.buffers
+        )
+        for buffer, copy in zip((keys, values), copies, strict=True):
+            buffer[:, :, :length] = copy[:, :, :length]
+        self._keys, self._values, self.length = keys, values, length
+
     def truncate(self, length: int) -> None:
         """Forget all committed rows from `length` on."""
         assert 0 <= length <= self.length, "truncate only shortens"

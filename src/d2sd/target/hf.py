@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,19 @@ from d2sd.tree import Branch, TokenTree
 from d2sd.verify import Verdict
 
 CHUNK = 512
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """A sequence's committed rows, copied out of a target: what a prefill would have to compute."""
+
+    tokens: tuple[int, ...]
+    cache: tuple[Tensor, ...]
+    features: Float[Tensor, "committed taps hidden"]
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self.cache, self.features))
 
 
 class HFTarget(Target):
@@ -106,6 +120,25 @@ class HFTarget(Target):
         self._tokens = context.tokens + emitted
         self._keep(scores.features, verdict.path)
         return self._context(self._tokens)
+
+    @property
+    def committed(self) -> tuple[int, ...]:
+        """The tokens whose rows are in the cache."""
+        return self._tokens[: self._cache.length]
+
+    @torch.inference_mode()
+    def kept_rows(self) -> KeptRows:
+        """Copies of all committed rows."""
+        features = self._features[: self._cache.length].clone()
+        return KeptRows(self.committed, self._cache.copied(), features)
+
+    @torch.inference_mode()
+    def restore(self, rows: KeptRows, length: int) -> None:
+        """Go on as if the first `length` of `rows` had just been read; all else is forgotten."""
+        self._cache.refill(rows.cache, length)
+        self._features = grown(self._features, length, dim=0)
+        self._features[:length] = rows.features[:length]
+        self._tokens = rows.tokens[:length]
 
     def _keep(self, features: Float[Tensor, "nodes taps hidden"], path: Sequence[int]) -> None:
         start, end = self._cache.length, self._cache.length + len(path)

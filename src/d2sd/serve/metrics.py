@@ -1,0 +1,42 @@
+"""Figures of a running server in Prometheus' format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+
+class Metrics:
+    """Counts what happens; a registry of its own, so that several servers fit in one process."""
+
+    def __init__(self, waiting: Callable[[], int]) -> None:
+        registry = self._registry = CollectorRegistry()
+
+        def counter(name: str, words: str, *labels: str) -> Counter:
+            return Counter(f"d2sd_{name}", words, labels, registry=registry)
+
+        self._requests = counter("requests", "Requests by how they ended", "status")
+        self._tokens = counter("generated_tokens", "Tokens emitted")
+        self._steps = counter("steps", "Target passes")
+        self._seconds = counter("stage_seconds", "Seconds by stage of a step", "stage")
+        Gauge("d2sd_queue", "Requests that wait", registry=registry).set_function(waiting)
+        length = Gauge("d2sd_acceptance_length", "Tokens per target pass so far", registry=registry)
+        length.set_function(self._length)
+        self._emitted = self._passes = 0
+
+    def ended(self, status: int) -> None:
+        self._requests.labels(str(status)).inc()
+
+    def answered(self, tokens: int, steps: int, stages: Mapping[str, float]) -> None:
+        self._tokens.inc(tokens)
+        self._steps.inc(steps)
+        self._emitted, self._passes = self._emitted + tokens, self._passes + steps
+        for stage, seconds in stages.items():
+            self._seconds.labels(stage).inc(seconds)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def _length(self) -> float:
+        return self._emitted / self._passes if self._passes else 0.0

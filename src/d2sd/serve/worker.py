@@ -1,0 +1,110 @@
+"""The one thread that owns the model: takes jobs from the queue and answers them one by one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+
+from d2sd.generate import stream
+from d2sd.interfaces import Drafter
+from d2sd.serve.jobs import Failed, Finished, Job, Progress
+from d2sd.serve.metrics import Metrics
+from d2sd.serve.prefixes import PrefixCache
+from d2sd.serve.queueing import FairQueue, Pace
+from d2sd.session import Session
+from d2sd.stages import Stages
+
+MOST_DRAFTERS = 8
+TIMEOUT = Failed("the request was not answered in time", 408, "timeout")
+STOPPING = Failed("the server is shutting down", 503, "shutting_down")
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Answers the jobs of `queue` until that is closed and empty."""
+
+    def __init__(
+        self, session: Session, queue: FairQueue[Job], metrics: Metrics, prefix_bytes: int
+    ) -> None:
+        self._session, self._queue, self._metrics = session, queue, metrics
+        self._prefixes = PrefixCache(session.target, prefix_bytes)
+        self._drafters: OrderedDict[tuple[str, float], Drafter] = OrderedDict()
+        self._stages = Stages(session.target.device)
+        self._thread = threading.Thread(target=self._work, name="d2sd-worker", daemon=True)
+        self._hurry = threading.Event()
+        self.pace = Pace()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Answer what was accepted for at most `grace` seconds; then fail the rest, in words."""
+        self._queue.close()
+        self._thread.join(grace)
+        self._hurry.set()
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            if job.cancelled.is_set():
+                continue
+            start = time.monotonic()
+            try:
+                job.hear(self._answered(job))
+            except ValueError as error:  # what was asked cannot be done
+                job.hear(Failed(str(error), 400, "invalid_request"))
+            except Exception:  # whatever it is, the next request must be answered
+                logger.exception("a request failed")
+                job.hear(Failed("the server failed on this request", 500, "internal_error"))
+            self.pace.took(time.monotonic() - start)
+
+    def _answered(self, job: Job) -> Finished | Failed:
+        """Run the job; gives its last event."""
+        session, request = self._session, job.request
+        if self._hurry.is_set():
+            return STOPPING
+        if time.monotonic() > job.deadline:
+            return TIMEOUT
+        reused = self._prefixes.prepare(request.prompt)
+        drafter = self._drafter(job.policy.text, request.sampling.temperature)
+        self._stages.forget()
+        steps = tokens = 0
+        begin = last = time.perf_counter()
+        for piece in stream(session.target, drafter, request, session.tokenizer, self._stages):
+            now = time.perf_counter()
+            steps, tokens = steps + 1, tokens + len(piece.tokens)
+            chances = () if job.rows is None else tuple(job.rows.taken(piece.tokens))
+            job.hear(Progress(piece, chances, steps, tokens, now - begin, now - last))
+            last = now
+            if piece.finish_reason:
+                self._metrics.answered(tokens, steps, self._stages.seconds)
+                return Finished(
+                    piece.finish_reason, len(request.prompt), reused, tokens, steps
+                )
+            if ended := self._ends(job):
+                return ended
+        raise AssertionError("a stream ends with a finish reason")
+
+    def _ends(self, job: Job) -> Failed | None:
+        """Why an answer must not go on after this step."""
+        if job.cancelled.is_set():
+            return Failed("the client has left", 499, "cancelled")
+        if self._hurry.is_set():
+            return STOPPING
+        return TIMEOUT if time.monotonic() > job.deadline else None
+
+    def _drafter(self, policy: str, temperature: float) -> Drafter:
+        """One that may have learned from earlier answers; the least lately used are dropped."""
+        key = policy, temperature
+        if key not in self._drafters:
+            self._drafters[key] = self._session.drafter(policy, temperature, self._stages)
+        self._drafters.move_to_end(key)
+        if len(self._drafters) > MOST_DRAFTERS:
+            self._drafters.popitem(last=False)
+        return self._drafters[key]
