@@ -16,7 +16,7 @@ class Metrics:
         def counter(name: str, words: str, *labels: str) -> Counter:
             return Counter(f"d2sd_{name}", words, labels, registry=registry)
 
-        self._requests = counter("requests", "Requests by how they ended", "status")
+        self._requests = counter("requests", "API requests by the status they ended with", "status")
         self._tokens = counter("generated_tokens", "Tokens emitted")
         self._steps = counter("steps", "Target passes")
         self._seconds = counter("stage_seconds", "Seconds by stage of a step", "stage")
@@ -28,10 +28,14 @@ class Metrics:
     def ended(self, status: int) -> None:
         self._requests.labels(str(status)).inc()
 
-    def answered(self, tokens: int, steps: int, stages: Mapping[str, float]) -> None:
+    def stepped(self, tokens: int) -> None:
+        """One more step, and the tokens it emitted."""
         self._tokens.inc(tokens)
-        self._steps.inc(steps)
-        self._emitted, self._passes = self._emitted + tokens, self._passes + steps
+        self._steps.inc()
+        self._emitted, self._passes = self._emitted + tokens, self._passes + 1
+
+    def staged(self, stages: Mapping[str, float]) -> None:
+        """Seconds by stage, of all steps of an answer."""
         for stage, seconds in stages.items():
             self._seconds.labels(stage).inc(seconds)
 

@@ -33,7 +33,7 @@ class CountPenalties:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Logits of tokens seen before, prompt included, divided (or multiplied, below 0) by `value`."""
+    """Logits of tokens seen before, prompt included, divided (below 0 multiplied) by `value`."""
 
     value: float
 

@@ -66,6 +66,17 @@ class FairQueue(Generic[Job]):
                 del self._lines[client]
             return job
 
+    def discard(self, job: Job) -> None:
+        """Take out one that waits, if it does: its client has left."""
+        with self._changed:
+            line = self._lines.get(job.client)
+            if line is None or job not in line:
+                return
+            line.remove(job)
+            self._count -= 1
+            if not line:
+                del self._lines[job.client]
+
     def close(self) -> None:
         """Nothing more is taken on; what waits is still given out."""
         with self._changed:

@@ -64,7 +64,7 @@ class StreamOptions(Strict):
 class Asked(Strict):
     """What both kinds of completion share. `policy` and `trace` are ours."""
 
-    model: str
+    model: Annotated[str, Field(max_length=500)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -83,6 +83,14 @@ class Asked(Strict):
     policy: Annotated[str, Field(max_length=200)] | None = None
     trace: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: Any) -> Any:
+        """As OpenAI has it; so a null where something isn't done here is no error either."""
+        if isinstance(values, dict):
+            return {name: value for name, value in values.items() if value is not None}
+        return values
+
     @property
     def stops(self) -> tuple[str, ...]:
         if self.stop is None:
@@ -94,6 +102,16 @@ class Asked(Strict):
         if not self.stream and (self.stream_options is not None or self.trace):
             raise ValueError("stream_options and trace go with stream: true")
         return self
+
+    @property
+    def limit(self) -> int | None:
+        """New tokens at most; None for as many as the server allows."""
+        return self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives beside each token; None where no log-probabilities are wanted."""
+        return None
 
 
 class ChatAsked(Asked):
@@ -114,7 +132,6 @@ class ChatAsked(Asked):
 
     @property
     def alternatives(self) -> int | None:
-        """How many alternatives beside each token; None where no log-probabilities are wanted."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -123,7 +140,8 @@ class TextAsked(Asked):
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: bool = False
+    echo: Literal[False] = False
+    best_of: Literal[1] = 1
 
     @property
     def prompts(self) -> tuple[str, ...]:

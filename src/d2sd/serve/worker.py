@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from d2sd.generate import stream
 from d2sd.interfaces import Drafter
-from d2sd.serve.jobs import Failed, Finished, Job, Progress
+from d2sd.serve.jobs import LEFT, STOPPING, TIMEOUT, Failed, Finished, Job, Progress
 from d2sd.serve.metrics import Metrics
 from d2sd.serve.prefixes import PrefixCache
 from d2sd.serve.queueing import FairQueue, Pace
@@ -17,8 +17,6 @@ from d2sd.session import Session
 from d2sd.stages import Stages
 
 MOST_DRAFTERS = 8
-TIMEOUT = Failed("the request was not answered in time", 408, "timeout")
-STOPPING = Failed("the server is shutting down", 503, "shutting_down")
 logger = logging.getLogger(__name__)
 
 
@@ -63,6 +61,8 @@ class Worker:
                 logger.exception("a request failed")
                 job.hear(Failed("the server failed on this request", 500, "internal_error"))
             self.pace.took(time.monotonic() - start)
+            self._metrics.staged(self._stages.seconds)
+            self._stages.forget()
 
     def _answered(self, job: Job) -> Finished | Failed:
         """Run the job; gives its last event."""
@@ -73,7 +73,6 @@ class Worker:
             return TIMEOUT
         reused = self._prefixes.prepare(request.prompt)
         drafter = self._drafter(job.policy.text, request.sampling.temperature)
-        self._stages.forget()
         steps = tokens = 0
         begin = last = time.perf_counter()
         for piece in stream(session.target, drafter, request, session.tokenizer, self._stages):
@@ -82,11 +81,9 @@ class Worker:
             chances = () if job.rows is None else tuple(job.rows.taken(piece.tokens))
             job.hear(Progress(piece, chances, steps, tokens, now - begin, now - last))
             last = now
+            self._metrics.stepped(len(piece.tokens))
             if piece.finish_reason:
-                self._metrics.answered(tokens, steps, self._stages.seconds)
-                return Finished(
-                    piece.finish_reason, len(request.prompt), reused, tokens, steps
-                )
+                return Finished(piece.finish_reason, len(request.prompt), reused, tokens, steps)
             if ended := self._ends(job):
                 return ended
         raise AssertionError("a stream ends with a finish reason")
@@ -94,7 +91,7 @@ class Worker:
     def _ends(self, job: Job) -> Failed | None:
         """Why an answer must not go on after this step."""
         if job.cancelled.is_set():
-            return Failed("the client has left", 499, "cancelled")
+            return LEFT
         if self._hurry.is_set():
             return STOPPING
         return TIMEOUT if time.monotonic() > job.deadline else None
