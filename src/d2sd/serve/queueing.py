@@ -13,7 +13,9 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 class Waiting(Protocol):
     """What the queue must know of a request."""
 
-    client: str
+    @property
+    def client(self) -> str:
+        """Who asks: clients take turns."""
 
 
 Job = TypeVar("Job", bound=Waiting)

@@ -130,7 +130,7 @@ class Service:
     def _started(self, asked: Asked, client: str, loop: asyncio.AbstractEventLoop) -> list[Started]:
         policy = self.policy if asked.policy is None else self._policy(asked.policy)
         deadline = time.monotonic() + self.limits.seconds
-        started = []
+        started: list[Started] = []
         for place, prompt in enumerate(self._prompts(asked)):
             for _ in range(asked.n):
                 running = Running(loop)
