@@ -1,7 +1,8 @@
 """Answers of a given form: JSON of a schema, or what a regular expression matches.
 
 xgrammar (extra `grammar`) says which tokens may come next; all others are masked on the target's
-own row before its draw, so the answer is the one that plain decoding under the same mask would give.
+own row before its draw, so the answer is the one that plain decoding under the same mask would
+give.
 """
 
 from __future__ import annotations
