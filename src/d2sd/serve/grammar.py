@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -21,6 +22,9 @@ MISSING = (
     "response_format needs xgrammar, which is not installed on this server; "
     "pip install 'd2sd[grammar]', or leave response_format out"
 )
+
+LOG_MARK = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
+"""What xgrammar puts before its words: the time and a place in its sources."""
 
 
 class Grammars:
@@ -49,7 +53,7 @@ class Grammars:
         try:
             compiled = self._compiled(form)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = LOG_MARK.sub("", " ".join(str(error).split()))[:300]
             raise ValueError(f"response_format cannot be followed: {reason}") from None
         return GrammarMask(package, compiled, prompt_tokens)
 
