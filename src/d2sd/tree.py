@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -20,16 +20,26 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """The first pass's most probable tokens, and how many are most likely accepted."""
+
+    tokens: tuple[int, ...]
+    boundary: int
+
+
+@dataclass(frozen=True)
 class TokenTree:
     """Candidates for the next tokens, equal prefixes merged. Node 0 is the anchor.
 
     Nodes are in topological order: `parents[n] < n` for n ≥ 1 and `parents[0] == -1`, so any
     leading part of a tree is a tree. `sources[n]` names the proposer that first drafted node n.
+    `chain` is for who looks on: no step depends on it, and trees equal up to it are equal.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     sources: tuple[str, ...]
+    chain: Chain | None = field(default=None, compare=False)
 
     @classmethod
     def from_branches(cls, anchor: int, branches: Iterable[Branch]) -> TokenTree:
@@ -69,6 +79,10 @@ class TokenTree:
             rows[start + node] = 1
         return torch.frombuffer(seen, dtype=torch.bool).view(count, count)
 
+    def drafted_from(self, chain: Chain | None) -> TokenTree:
+        """The same tree with this chain."""
+        return replace(self, chain=chain)
+
     def tokens_on(self, path: Sequence[int]) -> tuple[int, ...]:
         """Tokens on a path of nodes that starts at the anchor, the anchor left out."""
         tokens = self.tokens
@@ -92,11 +106,13 @@ class TokenTree:
             tuple(self.tokens[node] for node in kept),
             tuple(place[self.parents[node]] for node in kept),
             tuple(self.sources[node] for node in kept),
+            self.chain,
         )
 
     def first(self, nodes: int) -> TokenTree:
         """The tree of the first `nodes` nodes, anchor included."""
-        return TokenTree(self.tokens[:nodes], self.parents[:nodes], self.sources[:nodes])
+        cut = self.tokens[:nodes], self.parents[:nodes], self.sources[:nodes]
+        return TokenTree(*cut, self.chain)
 
 
 class TreeBuilder:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from d2sd.decode import Step
+from d2sd.interfaces import shared_prefix
 from d2sd.serve.jobs import Progress
 from d2sd.tree import TokenTree
+
+LACKING = 4
+"""Letters before a token's own that fall to it: a space that its decoding lacks, or an earlier
+token's, of which it completes the last."""
 
 
 def traced(progress: Progress, tokenizer: Any) -> dict[str, Any]:
@@ -24,10 +30,25 @@ def traced(progress: Progress, tokenizer: Any) -> dict[str, Any]:
         "tree": drawn(tree, tokenizer),
         "path": list(verdict.path),
         "bonus": tokenizer.decode([verdict.bonus]),
-        "predicted_boundary": None,
+        **boundaries(step),
         "seconds": progress.step_seconds,
         "acceptance_length": progress.new_tokens / progress.steps,
         "tokens_per_second": progress.new_tokens / progress.seconds,
+    }
+
+
+def boundaries(step: Step) -> dict[str, int | None]:
+    """How many tokens of the first pass's chain were accepted, and how many were expected to be.
+
+    None where no first pass was made. Nothing is expected below the tree's deepest node: a budget
+    or an answer's end may have cut the chain.
+    """
+    tree = step.tree
+    if tree.chain is None:
+        return {"boundary": None, "predicted_boundary": None}
+    return {
+        "boundary": shared_prefix(tree.chain.tokens, tree.tokens_on(step.verdict.path)),
+        "predicted_boundary": min(tree.chain.boundary, max(tree.depths)),
     }
 
 
@@ -44,7 +65,8 @@ def texts(whole: str, tokens: tuple[int, ...], tokenizer: Any) -> list[str]:
     parts, rest = [], whole
     for token in tokens[:-1]:
         text = tokenizer.decode([token])
-        part = text if rest.startswith(text) else ""
-        parts.append(part)
-        rest = rest[len(part) :]
-    return [*parts, rest]
+        at = rest.find(text, 0, len(text) + LACKING) if text else -1
+        end = at + len(text) if at >= 0 else 0
+        parts.append(rest[:end])
+        rest = rest[end:]
+    return [*parts, rest] if tokens else []
