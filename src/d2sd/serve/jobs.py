@@ -54,7 +54,7 @@ LEFT = Failed("the client has left", 499, "cancelled")
 class Job:
     """A request as the worker takes it. `hear` is called from the worker's thread.
 
-    After the last event, Finished or Failed, nothing more is heard. `deadline` is on
+    What is heard after the first Finished or Failed counts for nothing. `deadline` is on
     `time.monotonic`'s clock.
     """
 

@@ -20,10 +20,13 @@ class Metrics:
         self._tokens = counter("generated_tokens", "Tokens emitted")
         self._steps = counter("steps", "Target passes")
         self._seconds = counter("stage_seconds", "Seconds by stage of a step", "stage")
-        Gauge("d2sd_queue", "Requests that wait", registry=registry).set_function(waiting)
-        length = Gauge("d2sd_acceptance_length", "Tokens per target pass so far", registry=registry)
-        length.set_function(self._length)
+        self.watch("queue", "Requests that wait", waiting)
+        self.watch("acceptance_length", "Tokens per target pass so far", self._length)
         self._emitted = self._passes = 0
+
+    def watch(self, name: str, words: str, value: Callable[[], float]) -> None:
+        """A gauge that shows what `value` gives at the time."""
+        Gauge(f"d2sd_{name}", words, registry=self._registry).set_function(value)
 
     def ended(self, status: int) -> None:
         self._requests.labels(str(status)).inc()

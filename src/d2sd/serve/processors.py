@@ -76,6 +76,6 @@ class RowLog:
         return [self._chances(row, token) for row, token in zip(rows, tokens, strict=True)]
 
     def _chances(self, row: Float[Tensor, " vocab"], token: int) -> TokenChances:
-        best = row.topk(self._alternatives) if self._alternatives else None
+        best = row.topk(min(self._alternatives, len(row))) if self._alternatives else None
         listed = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
         return TokenChances(float(row[token]), tuple(listed))

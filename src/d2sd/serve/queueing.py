@@ -79,6 +79,15 @@ class FairQueue(Generic[Job]):
             if not line:
                 del self._lines[job.client]
 
+    def emptied(self) -> list[Job]:
+        """All that wait, taken out."""
+        with self._changed:
+            waiting = [job for line in self._lines.values() for job in line]
+            self._lines.clear()
+            self._count = 0
+            self._changed.notify_all()
+            return waiting
+
     def close(self) -> None:
         """Nothing more is taken on; what waits is still given out."""
         with self._changed:

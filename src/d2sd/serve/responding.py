@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from d2sd.serve.errors import ApiError, error_body
 from d2sd.serve.jobs import LEFT, Failed, Finished, Progress
@@ -15,6 +16,20 @@ from d2sd.serve.schema import Asked
 from d2sd.serve.service import Service, Started
 from d2sd.serve.trace import traced
 from d2sd.serve.wire import DONE, Choice, Wire, event
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; `ended` is called however the response ends, also before it began."""
+
+    def __init__(self, events: AsyncIterator[str], ended: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,8 @@ class Exchange:
 
     async def response(self) -> Response:
         if self.asked.stream:
-            return StreamingResponse(self._streamed(), media_type="text/event-stream")
+            self._outcome(LEFT)  # unless the end is reached
+            return EventStream(self._streamed(), self._cancel)
         return await self._whole()
 
     async def _whole(self) -> Response:
@@ -72,24 +88,19 @@ class Exchange:
 
     async def _streamed(self) -> AsyncIterator[str]:
         choices = [Choice(place, one.prompt) for place, one in enumerate(self.started)]
-        self._outcome(LEFT)  # unless the end is reached
-        try:
-            for choice, one in zip(choices, self.started, strict=True):
-                yield event(self.wire.chunk(choice.index, "", first=True))
-                async for happened in one.events():
-                    if isinstance(happened, Failed):
-                        self._outcome(happened)
-                        words = error_body(happened.status, happened.message, happened.code)
-                        yield event(words)
-                        return
-                    yield event(self._chunk(choice, happened))
-            options = self.asked.stream_options
-            if options is not None and options.include_usage:
-                yield event(self.wire.usage_chunk(choices))
-            self._outcome(None)
-            yield DONE
-        finally:
-            self._cancel()
+        for choice, one in zip(choices, self.started, strict=True):
+            yield event(self.wire.chunk(choice.index, "", first=True))
+            async for happened in one.events():
+                if isinstance(happened, Failed):
+                    self._outcome(happened)
+                    yield event(error_body(happened.status, happened.message, happened.code))
+                    return
+                yield event(self._chunk(choice, happened))
+        options = self.asked.stream_options
+        if options is not None and options.include_usage:
+            yield event(self.wire.usage_chunk(choices))
+        self._outcome(None)
+        yield DONE
 
     def _chunk(self, choice: Choice, happened: Progress | Finished) -> dict[str, object]:
         if isinstance(happened, Finished):

@@ -26,6 +26,18 @@ from d2sd.session import Session
 SLACK = 1.0
 """Seconds after a deadline until a job counts as one that nobody is at work on."""
 MOST_KNOWN = 64
+LEAST_TEMPERATURE = 1e-20
+"""Below it only the likeliest token has a chance in float32, and logits overflow when divided."""
+MOST_OF_OPTIONS = {
+    "budget": 1024,
+    "branches": 64,
+    "third_branches": 64,
+    "block_size": 128,
+    "second_block_size": 128,
+    "length": 256,
+    "max_order": 64,
+}
+"""What clients may set a policy's options to at most: memory and time of a step grow with them."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,17 @@ class Limits:
     max_tokens: int = 1024
     seconds: float = 600.0
     prefix_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("the queue", self.queue, 1),
+            ("max_tokens", self.max_tokens, 1),
+            ("the prefix cache", self.prefix_bytes, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be {least} or more")
+        if not self.seconds > 0:
+            raise ValueError(f"the timeout is {self.seconds}; it must be above 0")
 
 
 class Running:
@@ -131,7 +154,9 @@ class Service:
         policy = self.policy if asked.policy is None else self._policy(asked.policy)
         deadline = time.monotonic() + self.limits.seconds
         started: list[Started] = []
-        for place, prompt in enumerate(self._prompts(asked)):
+        prompts = self._prompts(asked)
+        self._check_choices(len(prompts), asked.n)
+        for place, prompt in enumerate(prompts):
             for _ in range(asked.n):
                 running = Running(loop)
                 request, rows = self._request(asked, prompt, len(started))
@@ -143,11 +168,20 @@ class Service:
         """Says what is missing before anything waits."""
         if text not in self._known:
             policy = parse_policy(text)
+            _check_options(policy)
             self.session.drafter(policy)
             if len(self._known) == MOST_KNOWN:
                 self._known.clear()
             self._known[text] = policy
         return self._known[text]
+
+    def _check_choices(self, prompts: int, choices: int) -> None:
+        """What no queue could ever hold must not be told to come back."""
+        if prompts * choices > self.limits.queue:
+            raise ValueError(
+                f"{prompts * choices} choices are asked for and the queue holds "
+                f"{self.limits.queue}; ask for fewer"
+            )
 
     def _prompts(self, asked: Asked) -> list[tuple[int, ...]]:
         if isinstance(asked, ChatAsked):
@@ -192,10 +226,19 @@ class Service:
             processors += [] if mask is None else [mask]
         seed = random.getrandbits(62) if asked.seed is None else asked.seed
         return Sampling(
-            temperature=asked.temperature,
+            temperature=asked.temperature if asked.temperature >= LEAST_TEMPERATURE else 0.0,
             top_k=asked.top_k,
             top_p=asked.top_p,
             min_p=asked.min_p,
             processors=tuple(processors),
             rng=torch.Generator().manual_seed((seed + place) % 2**63),
         )
+
+
+def _check_options(policy: Policy) -> None:
+    for option, value in policy.options.items():
+        most = MOST_OF_OPTIONS.get(option)
+        if most is not None and isinstance(value, int) and value > most:
+            raise ValueError(
+                f"option {option!r} of policy {policy.text!r} is {value}; this server allows {most}"
+            )

@@ -17,6 +17,8 @@ from d2sd.session import Session
 from d2sd.stages import Stages
 
 MOST_DRAFTERS = 8
+LAST_PASS = 2.0
+"""Seconds that the last pass has to end when the server does."""
 logger = logging.getLogger(__name__)
 
 
@@ -28,21 +30,33 @@ class Worker:
     ) -> None:
         self._session, self._queue, self._metrics = session, queue, metrics
         self._prefixes = PrefixCache(session.target, prefix_bytes)
+        metrics.watch(
+            "prefix_cache_bytes", "Rows of earlier conversations", lambda: self._prefixes.bytes
+        )
         self._drafters: OrderedDict[tuple[str, float], Drafter] = OrderedDict()
         self._stages = Stages(session.target.device)
         self._thread = threading.Thread(target=self._work, name="d2sd-worker", daemon=True)
         self._hurry = threading.Event()
+        self._at_work: Job | None = None
         self.pace = Pace()
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self, grace: float) -> None:
-        """Answer what was accepted for at most `grace` seconds; then fail the rest, in words."""
+        """Answer what was accepted for at most `grace` seconds; then fail the rest, in words.
+
+        That is said at once: a pass over a long prompt may take longer than anyone waits.
+        """
         self._queue.close()
-        self._thread.join(grace)
+        if self.is_alive:
+            self._thread.join(grace)
         self._hurry.set()
-        self._thread.join()
+        at_work = self._at_work
+        for job in (*self._queue.emptied(), *([] if at_work is None else [at_work])):
+            job.hear(STOPPING)
+        if self.is_alive:
+            self._thread.join(LAST_PASS)
 
     @property
     def is_alive(self) -> bool:
@@ -53,6 +67,7 @@ class Worker:
             if job.cancelled.is_set():
                 continue
             start = time.monotonic()
+            self._at_work = job
             try:
                 job.hear(self._answered(job))
             except ValueError as error:  # what was asked cannot be done
@@ -60,6 +75,7 @@ class Worker:
             except Exception:  # whatever it is, the next request must be answered
                 logger.exception("a request failed")
                 job.hear(Failed("the server failed on this request", 500, "internal_error"))
+            self._at_work = None
             self.pace.took(time.monotonic() - start)
             self._metrics.staged(self._stages.seconds)
             self._stages.forget()
