@@ -1,6 +1,9 @@
 /** The server: its models, and answers as they are made. Failures come as `ApiError`, in words. */
 
+import { keep, kept } from "./storage.js";
+
 const KEY = "d2sd-api-key";
+let given = null; // where the browser keeps nothing
 
 /** What went wrong, worded for the reader; `status` is HTTP's, 0 if there was no answer. */
 export class ApiError extends Error {
@@ -13,7 +16,8 @@ export class ApiError extends Error {
 
 /** Keeps the API key until the tab is closed. */
 export function saveKey(key) {
-  sessionStorage.setItem(KEY, key);
+  given = key;
+  keep(KEY, key);
 }
 
 /** The models that the server offers. */
@@ -44,7 +48,7 @@ export async function* streamChat(body, signal) {
 }
 
 async function request(path, options) {
-  const key = sessionStorage.getItem(KEY);
+  const key = given ?? kept(KEY);
   const headers = { "Content-Type": "application/json" };
   if (key) headers.Authorization = `Bearer ${key}`;
   let response;

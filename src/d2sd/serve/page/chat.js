@@ -63,6 +63,7 @@ export class Conversation {
 
 /** A question and its answer: the text, and the record of every step. */
 export class Exchange {
+  request = null; // the body that was sent for it
   steps = [];
   text = "";
   usage = null;
