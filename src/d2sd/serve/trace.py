@@ -29,7 +29,7 @@ def traced(progress: Progress, tokenizer: Any) -> dict[str, Any]:
         ],
         "tree": drawn(tree, tokenizer),
         "path": list(verdict.path),
-        "bonus": tokenizer.decode([verdict.bonus]),
+        "bonus": said(verdict.bonus, tokenizer),
         **boundaries(step),
         "seconds": progress.step_seconds,
         "acceptance_length": progress.new_tokens / progress.steps,
@@ -54,17 +54,25 @@ def boundaries(step: Step) -> dict[str, int | None]:
 
 def drawn(tree: TokenTree, tokenizer: Any) -> dict[str, Any]:
     return {
-        "tokens": [tokenizer.decode([token]) for token in tree.tokens],
+        "tokens": [said(token, tokenizer) for token in tree.tokens],
         "parents": list(tree.parents),
         "sources": list(tree.sources),
     }
+
+
+def said(token: int, tokenizer: Any) -> str:
+    """One token by itself, as it is."""
+    text: str = tokenizer.decode(
+        [token], skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return text
 
 
 def texts(whole: str, tokens: tuple[int, ...], tokenizer: Any) -> list[str]:
     """`whole` cut into one part a token; the last one takes what doesn't fall to any."""
     parts, rest = [], whole
     for token in tokens[:-1]:
-        text = tokenizer.decode([token])
+        text = said(token, tokenizer)
         at = rest.find(text, 0, len(text) + LACKING) if text else -1
         end = at + len(text) if at >= 0 else 0
         parts.append(rest[:end])

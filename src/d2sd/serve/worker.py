@@ -93,6 +93,8 @@ class Worker:
         begin = last = time.perf_counter()
         for piece in stream(session.target, drafter, request, session.tokenizer, self._stages):
             now = time.perf_counter()
+            if not steps:  # what came before was reading the prompt, not decoding
+                begin = last = begin + self._stages.seconds["prefill"]
             steps, tokens = steps + 1, tokens + len(piece.tokens)
             chances = () if job.rows is None else tuple(job.rows.taken(piece.tokens))
             job.hear(Progress(piece, chances, steps, tokens, now - begin, now - last))

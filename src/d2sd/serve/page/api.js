@@ -72,8 +72,13 @@ export async function failureOf(response) {
     const when = wait === null ? "in a moment" : `in ${wait} ${wait === 1 ? "second" : "seconds"}`;
     return new ApiError(`The server is busy${said ? ` (${said})` : ""}. Try again ${when}.`, 429);
   }
-  return new ApiError(said ?? `The server answered ${status} ${response.statusText}.`, status);
+  if (!said) return new ApiError(`The server answered ${status} ${response.statusText}.`, status);
+  return new ApiError(sentence(said), status);
 }
+
+/** The server's words with a capital and a full stop. */
+const sentence = (words) =>
+  words.charAt(0).toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? "" : ".");
 
 /** Seconds of a Retry-After header, which may also be a date; null if it says nothing. */
 export function secondsToWait(header, now = Date.now()) {
@@ -89,7 +94,7 @@ function chunkOf(data) {
   } catch {
     throw new ApiError("The server sent something that is not JSON.");
   }
-  if (chunk.error) throw new ApiError(chunk.error.message ?? "The server failed.");
+  if (chunk.error) throw new ApiError(sentence(chunk.error.message ?? "the server failed"));
   return chunk;
 }
 

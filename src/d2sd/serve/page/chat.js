@@ -16,6 +16,7 @@ export class Conversation {
   constructor(list, listener) {
     this.#list = list;
     this.#listener = listener;
+    new ResizeObserver(() => this.keepInSight()).observe(list);
     list.addEventListener("scroll", () => {
       this.#atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < NEAR_END;
     });

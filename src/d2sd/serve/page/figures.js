@@ -69,7 +69,8 @@ function showShares(steps) {
   byId("shares").replaceChildren(
     ...groups.map(({ id, name }) => {
       const swatch = make("span", { class: `swatch src-${id}` }, name);
-      return make("li", {}, swatch, ` ${Math.round(percent(id))} %`);
+      const share = percent(id) < 1 ? "< 1" : Math.round(percent(id));
+      return make("li", {}, swatch, ` ${share} %`);
     }),
   );
 }

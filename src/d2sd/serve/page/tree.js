@@ -32,7 +32,7 @@ export function inWords(record) {
 function boundaryWords({ tree, boundary, predicted_boundary: predicted }) {
   if (tree.tokens.length < 2) return "Nothing was drafted: plain decoding.";
   if (!isNumber(boundary)) return "The first drafter was not asked.";
-  const held = `The first draft held for ${boundary} ${boundary === 1 ? "token" : "tokens"}`;
+  const held = `The first chain held for ${boundary} ${boundary === 1 ? "token" : "tokens"}`;
   return isNumber(predicted) ? `${held}, ${predicted} expected.` : `${held}.`;
 }
 
