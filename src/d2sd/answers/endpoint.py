@@ -156,6 +156,13 @@ class Connection:
         return " ".join(f"{error.code} {error.reason} {text}".split())[:300]
 
 
+def new_text(event: Mapping[str, Any]) -> str:
+    """The new text of a chat's event. Raises RefusedError where it says that the server failed."""
+    if "error" in event:
+        raise RefusedError(str(event["error"].get("message", event["error"])))
+    return "".join(one.get("delta", {}).get("content") or "" for one in event.get("choices", ()))
+
+
 def _pause(asked: str | None, ours: float) -> float:
     try:
         return min(float(asked), LONGEST_PAUSE) if asked else ours

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from d2sd.answers.endpoint import Connection, RefusedError
+from d2sd.answers.endpoint import Connection, new_text
 from d2sd.cli.talking import Conversation, Show
 
 
@@ -44,20 +44,13 @@ class ServedConversation(Conversation):
         with closing(self._connection.stream("/chat/completions", request)) as events:
             for event in events:
                 usage = event.get("usage") or usage
-                piece = _text(event)
+                piece = new_text(event)
                 said += piece
                 if piece and show(piece) is True:
                     stopped = True
                     break
         self._keep(asked, said)
         return " · ".join(_figures(usage, time.perf_counter() - start, stopped))
-
-
-def _text(event: Mapping[str, Any]) -> str:
-    """The new text of an event. Raises RefusedError where the event says that the server failed."""
-    if "error" in event:
-        raise RefusedError(str(event["error"].get("message", event["error"])))
-    return "".join(one.get("delta", {}).get("content") or "" for one in event.get("choices", ()))
 
 
 def _figures(usage: Mapping[str, Any], seconds: float, stopped: bool) -> Iterator[str]:
