@@ -201,3 +201,13 @@ def test_health_metrics_and_trace(server, client, model) -> None:
         text = answer.read().decode()
     assert "d2sd_generated_tokens_total" in text
     assert 'd2sd_stage_seconds_total{stage="score"}' in text
+
+
+def test_only_policies_that_can_be_had_are_offered(session, client, tmp_path) -> None:
+    [listed] = client.models.list().data
+    assert {"none", "ngram", "dual", "merged"} <= set(listed.d2sd["policies"])
+    bare = open_session(ModelChoice(str(save_target(tmp_path / "bare")), device="cpu"), ["none"])
+    with serving(bare, "none") as server:
+        url = f"{server.url}/v1"
+        [listed] = openai.OpenAI(base_url=url, api_key="x", max_retries=0).models.list().data
+    assert listed.d2sd["policies"] == ["none", "ngram", "planned"]  # which copies at least

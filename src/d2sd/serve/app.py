@@ -18,7 +18,6 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from d2sd import __version__
-from d2sd.drafters.policies import POLICIES
 from d2sd.serve.edge import Edge
 from d2sd.serve.errors import ApiError, on_api_error, on_http_error, on_invalid
 from d2sd.serve.responding import Exchange
@@ -101,7 +100,7 @@ def _model(service: Service) -> dict[str, Any]:
         "created": 0,
         "owned_by": "d2sd",
         "d2sd": {
-            "policies": list(POLICIES),
+            "policies": list(service.policies),
             "policy": service.policy.text,
             "plain_tokens_per_second": service.plain_speed,
             "max_tokens": service.limits.max_tokens,

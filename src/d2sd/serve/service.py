@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from d2sd.drafters.policies import Policy, parse_policy
+from d2sd.drafters.policies import POLICIES, Policy, parse_policy
 from d2sd.generate import Request
 from d2sd.sampling import LogitsProcessor, Sampling
 from d2sd.serve.errors import ApiError
@@ -110,7 +110,7 @@ class Service:
     """One session behind a queue.
 
     `plain_speed` is what decoding without drafts would do by the cost table, in tokens a second
-    at 256 committed tokens.
+    at 256 committed tokens; `policies` names those that the session's networks allow.
     """
 
     def __init__(self, session: Session, policy: Policy, limits: Limits) -> None:
@@ -122,6 +122,7 @@ class Service:
         self._known: dict[str, Policy] = {}
         costs = session.costs  # measured now, if need be: later the worker owns the model
         self.plain_speed = 1 / (costs.target_seconds(1, 256) + costs.overhead)
+        self.policies = tuple(filter(self._can_draft, POLICIES))
 
     async def start(self, asked: Asked, client: str) -> list[Started]:
         """All choices of a request into the queue, or an ApiError that says why not."""
@@ -163,6 +164,13 @@ class Service:
                 job = Job(client, request, policy, deadline, running.hear, rows)
                 started.append(Started(job, running, place))
         return started
+
+    def _can_draft(self, policy: str) -> bool:
+        try:
+            self.session.drafter(policy)
+        except ValueError:
+            return False
+        return True
 
     def _policy(self, text: str) -> Policy:
         """Says what is missing before anything waits."""
