@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from d2sd.draws import Draws, Kind
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -25,11 +27,13 @@ class TokenTree:
 
     Nodes are in topological order: `parents[n] < n` for n ≥ 1 and `parents[0] == -1`, so any
     leading part of a tree is a tree. `sources[n]` names the proposer that first drafted node n.
+    `draws` says how nodes were drawn; without it the tree is a function of the context.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     sources: tuple[str, ...]
+    draws: Draws | None = None
 
     @classmethod
     def from_branches(cls, anchor: int, branches: Iterable[Branch]) -> TokenTree:
@@ -55,6 +59,19 @@ class TokenTree:
         """(parent node, token) -> child node."""
         pairs = zip(self.parents[1:], self.tokens[1:], strict=True)
         return {pair: node for node, pair in enumerate(pairs, 1)}
+
+    @property
+    def kind(self) -> Kind:
+        """How its nodes were drawn."""
+        return Kind.FIXED if self.draws is None else self.draws.kind
+
+    @cached_property
+    def below(self) -> tuple[tuple[int, ...], ...]:
+        """The children of every node, in the order they were added."""
+        groups: list[list[int]] = [[] for _ in self.tokens]
+        for node, parent in enumerate(self.parents[1:], 1):
+            groups[parent].append(node)
+        return tuple(map(tuple, groups))
 
     def visibility(self) -> Bool[Tensor, "nodes nodes"]:
         """Row n is True at the ancestors of node n and at n itself."""
@@ -87,15 +104,20 @@ class TokenTree:
         if max(self.depths) <= deepest:
             return self
         kept = [node for node, depth in enumerate(self.depths) if depth <= deepest]
-        place = {node: number for number, node in enumerate(kept)} | {-1: -1}
+        place = {node: number for number, node in enumerate(kept)}
         return TokenTree(
             tuple(self.tokens[node] for node in kept),
-            tuple(place[self.parents[node]] for node in kept),
+            tuple(place.get(self.parents[node], -1) for node in kept),
             tuple(self.sources[node] for node in kept),
+            self.draws and self.draws.kept(place),
         )
 
     def first(self, nodes: int) -> TokenTree:
-        """The tree of the first `nodes` nodes, anchor included."""
+        """The tree of the first `nodes` nodes, anchor included.
+
+        Not of a drawn tree: which nodes come first depends there on what was drawn.
+        """
+        assert self.draws is None
         return TokenTree(self.tokens[:nodes], self.parents[:nodes], self.sources[:nodes])
 
 
@@ -127,5 +149,5 @@ class TreeBuilder:
             parent = self.add(parent, token, source)
         return parent
 
-    def tree(self) -> TokenTree:
-        return TokenTree(tuple(self._tokens), tuple(self._parents), tuple(self._sources))
+    def tree(self, draws: Draws | None = None) -> TokenTree:
+        return TokenTree(tuple(self._tokens), tuple(self._parents), tuple(self._sources), draws)
