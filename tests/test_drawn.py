@@ -290,7 +290,7 @@ def test_an_expansion_wide_enough_is_the_best_first_tree(seed):
 
 
 def test_an_expansion_by_hand():
-    # slot 1: a .6 b .3 c .1; slot 2: x .9 y .1. With 2 of each depth: a b, then a x (.54), b x (.27),
+    # slot 1: a .6 b .3 c .1; slot 2: x .9 y .1. Two of each depth: a b, then a x (.54), b x (.27),
     # a y (.06), b y (.03); of these six the best four
     row = RankedRow((), [[1, 2, 3], [4, 5]], [[0.6, 0.3, 0.1], [0.9, 0.1]], "first")
     paths = expanded(row, top=2, budget=4)

@@ -52,13 +52,17 @@ def opened(
 
 
 def chosen_policy(options: PolicyOptions) -> Policy:
-    """The policy with what `--branches` and `--budget` add to it."""
+    """The policy with what `--branches`, `--budget` and `--verifier` add to it."""
     extra = [
         f":{name}={value}"
-        for name, value in (("branches", options.branches), ("budget", options.budget))
+        for name, value in (
+            ("branches", options.branches),
+            ("budget", options.budget),
+            ("verifier", options.verifier),
+        )
         if value is not None
     ]
-    return parse_policy(options.policy + "".join(extra))
+    return parse_policy(options.policy + "".join(extra), options.allow_lossy)
 
 
 def sampling_of(options: SamplingOptions) -> Sampling:

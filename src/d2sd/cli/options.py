@@ -81,6 +81,12 @@ class ModelOptions:
     ] = "none"
 
 
+AllowLossy = Annotated[
+    bool,
+    option("--allow-lossy", DRAFTING, "Let a verifier change what the model says."),
+]
+
+
 @dataclass(frozen=True)
 class PolicyOptions:
     """One drafting policy."""
@@ -90,8 +96,9 @@ class PolicyOptions:
         option(
             "--policy",
             DRAFTING,
-            "planned (chooses step by step), none, ngram, block, best-first, dual or merged, with "
-            "options after a colon, such as dual:branches=2.",
+            "planned (chooses step by step), none, ngram, block, best-first, dual, merged, or for "
+            "sampled decoding drawn, drawn-tree, lattice or hybrid; with options after a colon, "
+            "such as dual:branches=2.",
             "POLICY",
         ),
     ] = "planned"
@@ -103,6 +110,18 @@ class PolicyOptions:
         int | None,
         option("--budget", DRAFTING, "How many nodes the target may have to score.", "N"),
     ] = None
+    verifier: Annotated[
+        str | None,
+        option(
+            "--verifier",
+            DRAFTING,
+            "What chooses the path: match (exact for any tree), token, block, multi-round or "
+            "traversal (exact, see docs/methods.md), typical or near-best (lossy). Default: the "
+            "policy's own.",
+            "NAME",
+        ),
+    ] = None
+    allow_lossy: AllowLossy = False
 
 
 @dataclass(frozen=True)
