@@ -444,6 +444,14 @@ def test_a_mutant_is_found_out(draft, rule):
     assert error(TARGET, PROMPT, law, 4) > WRONG
 
 
+LIARS = dict.fromkeys(draft for draft, rule in MUTANTS if rule in VERIFIERS.values())
+
+
+@pytest.mark.parametrize("draft", LIARS)
+def test_match_is_exact_whatever_a_tree_says_of_itself(draft):
+    assert error(TARGET, PROMPT, emitted(TARGET, PROMPT, draft, MATCH), 4) < EXACT
+
+
 # --- what is refused, and what is lossy ---
 
 
