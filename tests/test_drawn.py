@@ -13,7 +13,7 @@ from d2sd.drafters.expand import ExpandDrafter, expanded
 from d2sd.drafters.hybrid import HybridDrafter
 from d2sd.drafters.laws import SlotLaws, distinct_draws, own_generator
 from d2sd.drafters.policies import build_drafter, parse_policy
-from d2sd.drafters.proposer import Candidates
+from d2sd.drafters.proposer import Candidates, Proposal, Proposer
 from d2sd.drafters.shapes import PRIOR, RANKS, Acceptance, Shape, best_shape
 from d2sd.drafters.verified import VerifiedDrafter
 from d2sd.draws import Kind
@@ -124,6 +124,25 @@ def test_laws_are_the_best_candidates_made_to_sum_to_1():
     assert laws.probs[0].tolist() == pytest.approx([5 / 8, 3 / 8])
     assert laws.probs[1].tolist() == pytest.approx([3 / 4, 1 / 4])
     assert laws.probs.dtype == torch.float64
+
+
+class Narrow(Proposer):
+    """Says the law of MarkovProposer for some target tokens only."""
+
+    def __init__(self, inner, tokens):
+        self.inner, self.tokens, self.block_size = inner, torch.tensor(tokens), inner.block_size
+
+    def propose(self, context, visible, block_size=None):
+        probs = self.inner.propose(context, visible, block_size).probs[..., self.tokens]
+        return Proposal.from_probs(probs / probs.sum(-1, keepdim=True), self.tokens)
+
+
+@pytest.mark.parametrize("policy", ["drawn", "drawn-tree:budget=3", "hybrid:budget=3"])
+def test_a_reduced_draft_vocabulary_is_told_in_the_targets_tokens(policy):
+    drafter = build_drafter(parse_policy(policy), Narrow(PROPOSER, [2, 0]), None)
+    drafted = {token for _ in range(20) for token in drafter.draft(context_of([1])).tokens[1:]}
+    assert drafted == {0, 2}
+    assert chi_square(outcomes_of(drafter), LAW) < limit(LAW)
 
 
 def test_drawn_paths_are_told_with_repeats():

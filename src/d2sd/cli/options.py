@@ -140,7 +140,13 @@ class DrawOptions:
         option("--min-p", SAMPLING, "Leave out tokens below this share of the best one.", "P"),
     ] = 0.0
     seed: Annotated[
-        int, option("--seed", SAMPLING, "Equal seeds give equal answers, whatever the policy.", "N")
+        int,
+        option(
+            "--seed",
+            SAMPLING,
+            "Equal seeds give equal answers, whatever the policy, with the verifier match.",
+            "N",
+        ),
     ] = 0
 
 
