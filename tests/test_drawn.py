@@ -148,7 +148,7 @@ def test_a_reduced_draft_vocabulary_is_told_in_the_targets_tokens(policy):
 def test_drawn_paths_are_told_with_repeats():
     proposer = scripted({4: 0.98}, {2: 0.5, 3: 0.46})
     tree = DrawnDrafter(proposer, branches=6, candidates=2).draft(context_of([1, 5]))
-    assert tree.kind is Kind.INDEPENDENT
+    assert tree.draws.kind is Kind.INDEPENDENT
     assert tree.tokens[0] == 5
     assert len(tree.draws.drawn) == 12
     assert len(tree) < 13  # equal beginnings are one node
@@ -161,7 +161,7 @@ def test_a_drawn_tree_has_the_budgets_nodes_and_distinct_children():
     proposer = scripted({4: 0.5, 1: 0.3}, {2: 0.6, 3: 0.2}, {0: 0.3, 1: 0.3})
     drafter = DrawnTreeDrafter(proposer, budget=9)
     tree = drafter.draft(context_of([1, 5]))
-    assert (len(tree), tree.kind, tree.draws.shared) == (10, Kind.DISTINCT, False)
+    assert (len(tree), tree.draws.kind, tree.draws.shared) == (10, Kind.DISTINCT, False)
     assert tree.draws.drawn == tuple(range(1, 10))
     assert max(tree.depths) <= 3
 
@@ -240,6 +240,11 @@ def test_shapes_by_hand():
     assert best_shape([[0.5, 0.2]], 9).parents == (-1, 0, 0)
 
 
+def test_a_budget_that_takes_long_to_plan_is_refused():
+    with pytest.raises(ValueError, match="budget of a drawn tree is 300; give at most 256"):
+        DrawnTreeDrafter(PROPOSER, budget=300)
+
+
 def test_acceptance_counts_children_of_the_accepted_path():
     acceptance = Acceptance(depths=2, budget=3)
     before = acceptance.rates
@@ -274,7 +279,7 @@ def test_the_shape_follows_what_is_accepted():
 def test_a_hybrid_tree_chooses_the_likely_and_draws_one_of_the_others():
     proposer = scripted({4: 0.5, 1: 0.3}, {2: 0.9})
     tree = HybridDrafter(proposer, budget=6, percent=25).draft(context_of([1, 5]))
-    assert tree.kind is Kind.HYBRID
+    assert tree.draws.kind is Kind.HYBRID
     top = {tree.tokens[node]: node for node in tree.below[0]}
     assert {4, 1} < set(top)
     assert len(top) == 3
@@ -328,7 +333,7 @@ def test_expand_is_a_policy_whose_trees_are_fixed():
     assert isinstance(drafter, ExpandDrafter)
     assert drafter.verify is MATCH
     tree = drafter.draft(context_of([1, 5]))
-    assert (tree.kind, tree.tokens) == (Kind.FIXED, (5, 4, 1, 2))
+    assert (tree.draws.kind, tree.tokens) == (Kind.FIXED, (5, 4, 1, 2))
 
 
 # --- policies choose their verifiers ---

@@ -539,7 +539,7 @@ def test_a_cut_tree_keeps_its_draws():
     whole = draws_of(Kind.INDEPENDENT, LAWS, tree, (1, 2, 1, 3, 1, 2))
     cut = whole.shallow(1)
     assert (cut.tokens, cut.draws.drawn, cut.draws.rows) == ((0, 2), (1, 1, 1), (0, 1))
-    assert cut.kind is Kind.INDEPENDENT
+    assert cut.draws.kind is Kind.INDEPENDENT
     below = [(child, law.probs.tolist()) for child, law in draws_below(cut, 0)]
     assert below == [(1, LAWS[0].tolist())] * 3
     assert [child for child, _ in draws_below(cut, 0, repeats=False)] == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -69,6 +70,8 @@ class Draws:
 
     def kept(self, places: dict[int, int]) -> Draws:
         """The same for a tree of fewer nodes: node n is now `places[n]`, or gone."""
+        if self.kind is Kind.FIXED:
+            return self
         return Draws(
             self.kind,
             self.tokens,
@@ -77,3 +80,15 @@ class Draws:
             tuple(places[node] for node in self.drawn if node in places),
             self.shared,
         )
+
+
+NOT_DRAWN = Draws(Kind.FIXED, torch.empty(0, 0, dtype=torch.long), torch.empty(0, 0), (), ())
+"""Of a tree that is a function of the context."""
+
+
+def by_parent(parents: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The children of every node, in their order."""
+    groups: list[list[int]] = [[] for _ in parents]
+    for node, parent in enumerate(parents[1:], 1):
+        groups[parent].append(node)
+    return tuple(map(tuple, groups))

@@ -104,10 +104,8 @@ class Sampling:
         noise = self.noise.ahead(max(depths) + 1, logits.shape[1], logits.device, self.rng)
         return (probs / noise[_uploaded(depths, logits.device)]).argmax(-1)
 
-    def probs(
-        self, logits: Float[Tensor, " vocab"], history: Sequence[int]
-    ) -> Float[Tensor, " vocab"]:
-        """The law that `draw` draws from, in float64 on the CPU; at temperature 0 one token's."""
+    def probs(self, logits: Float[Tensor, " vocab"], history: Sequence[int]) -> Tensor:
+        """The law that `draw` draws from [vocab], float64, on the CPU; at temperature 0 certain."""
         logits = self._processed(logits, history).double()
         if self.temperature > 0:
             return filtered(logits / self.temperature, self).cpu()

@@ -18,6 +18,7 @@ from d2sd.cli.options import (
     PolicyOptions,
     PromptsOptions,
     SamplingOptions,
+    policy_text,
 )
 from d2sd.cli.terminal import note, notes
 from d2sd.drafters.policies import Policy, parse_policy
@@ -53,16 +54,7 @@ def opened(
 
 def chosen_policy(options: PolicyOptions) -> Policy:
     """The policy with what `--branches`, `--budget` and `--verifier` add to it."""
-    extra = [
-        f":{name}={value}"
-        for name, value in (
-            ("branches", options.branches),
-            ("budget", options.budget),
-            ("verifier", options.verifier),
-        )
-        if value is not None
-    ]
-    return parse_policy(options.policy + "".join(extra), options.allow_lossy)
+    return parse_policy(policy_text(options), options.allow_lossy)
 
 
 def sampling_of(options: SamplingOptions) -> Sampling:

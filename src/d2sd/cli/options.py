@@ -124,6 +124,13 @@ class PolicyOptions:
     allow_lossy: AllowLossy = False
 
 
+def policy_text(options: PolicyOptions) -> str:
+    """The policy with what `--branches`, `--budget` and `--verifier` add to it."""
+    added = {"branches": options.branches, "budget": options.budget, "verifier": options.verifier}
+    extra = [f":{name}={value}" for name, value in added.items() if value is not None]
+    return options.policy + "".join(extra)
+
+
 @dataclass(frozen=True)
 class DrawOptions:
     """How the target's tokens are drawn, the temperature apart."""
@@ -211,12 +218,24 @@ Json = Annotated[
 ]
 
 
+class Given(frozenset[str]):
+    """The names of the options that were typed, for commands that must tell them from defaults."""
+
+    @classmethod
+    def of(cls, context: Any) -> Given:
+        """Those of Typer's context."""
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        return cls(name for name, source in sources.items() if source.name != "DEFAULT")
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command for Typer whose parameters of a group's type become the group's options."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    given = {name: typer.Context for name, hint in hints.items() if hint is Given}
 
     def run(**values: Any) -> None:
+        values |= {name: Given.of(values[name]) for name in given}
         made = {
             name: group(**{part.name: values.pop(part.name) for part in fields(group)})
             for name, group in groups.items()
@@ -229,7 +248,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             parameters += _parameters_of(groups[parameter.name])
         else:
             kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
+            hint = given.get(parameter.name, hints[parameter.name])
+            parameters.append(parameter.replace(kind=kind, annotation=hint))
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

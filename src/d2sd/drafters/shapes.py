@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from d2sd.tree import TokenTree
 
 RANKS = 8
 """Most children of a node."""
+
+MOST_NODES = 256
+"""Largest budget: planning takes time by its square."""
 
 PRIOR = 4.0
 """Trials that a first guess is worth."""
@@ -55,6 +62,8 @@ class Acceptance:
     """
 
     def __init__(self, depths: int, budget: int) -> None:
+        if budget > MOST_NODES:
+            raise ValueError(f"the budget of a drawn tree is {budget}; give at most {MOST_NODES}")
         self._budget = budget
         self._taken = [[PRIOR * 0.6 * 0.4**rank for rank in range(RANKS)] for _ in range(depths)]
         self._tried = [[PRIOR] * RANKS for _ in range(depths)]
@@ -97,32 +106,30 @@ def best_shape(rates: Sequence[Sequence[float]], budget: int) -> Shape:
     programming over (depth, rank, nodes): a node of rank b takes y of the m nodes left, the ranks
     after it share m - y; Sequoia's recurrence (§3.1) with rates for every depth.
     """
-    below = [0.0] * (budget + 1)  # most tokens below a node of the depth in hand, by nodes there
+    below = torch.zeros(budget + 1)  # most tokens below a node of the depth in hand, by nodes there
     cuts: list[list[list[int]]] = []
     for depth_rates in reversed(rates):
-        best = [0.0] * (budget + 1)
+        best = torch.zeros(budget + 1)
         cut: list[list[int]] = []
         for rate in reversed(depth_rates):
-            values = [rate * (1 + below[y - 1]) for y in range(1, budget + 1)]
-            best, sizes = _with_one_more(values, best)
-            cut.append(sizes)
+            best, sizes = _with_one_more(rate * (1 + below[:-1]), best)
+            cut.append(sizes.tolist())
         below = best
         cuts.append(cut[::-1])
     return _built(cuts[::-1], budget)
 
 
-def _with_one_more(values: Sequence[float], best: Sequence[float]) -> tuple[list[float], list[int]]:
+def _with_one_more(
+    values: Float[Tensor, " nodes"], best: Float[Tensor, " places"]
+) -> tuple[Float[Tensor, " places"], Int[Tensor, " places"]]:
     """Most tokens of m nodes for a child with its later siblings, and the child's nodes, by m.
 
     `values[y - 1]` is what a child with y nodes is worth, `best[m]` what the later siblings are.
     """
-    totals, sizes = [0.0], [0]
-    for m in range(1, len(best)):
-        worth = [values[y - 1] + best[m - y] for y in range(1, m + 1)]
-        most = max(worth)
-        totals.append(most if most > 0 else 0.0)
-        sizes.append(worth.index(most) + 1 if most > 0 else 0)
-    return totals, sizes
+    left = torch.arange(len(best))[:, None] - torch.arange(1, len(best))
+    worth = values + best[left.clamp(min=0)].masked_fill(left < 0, -torch.inf)
+    most = worth.max(-1)  # of equals the first: no more nodes than are of use
+    return most.values.clamp(min=0), torch.where(most.values > 0, most.indices + 1, 0)
 
 
 def _built(cuts: Sequence[Sequence[Sequence[int]]], budget: int) -> Shape:

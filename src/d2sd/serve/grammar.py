@@ -1,13 +1,15 @@
 """Answers of a given form: JSON of a schema, or what a regular expression matches.
 
-xgrammar (extra `grammar`) says which tokens may come next; all others are masked on the target's own
-row before its draw, so the answer is the one that plain decoding under the same mask would give.
+xgrammar (extra `grammar`) says which tokens may come next; all others are masked on the target's
+own row before its draw, so the answer is the one that plain decoding under the same mask would
+give.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -21,6 +23,9 @@ MISSING = (
     "pip install 'd2sd[grammar]', or leave response_format out"
 )
 
+LOG_MARK = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
+"""What xgrammar puts before its words: the time and a place in its sources."""
+
 
 class Grammars:
     """Compiles formats for one tokenizer; equal formats are compiled once by xgrammar's cache."""
@@ -30,7 +35,10 @@ class Grammars:
         self._compiler: Any = None
 
     def processor(self, form: ResponseFormat, prompt_tokens: int) -> GrammarMask | None:
-        """None for plain text. Raises ValueError where a form is no grammar or xgrammar is missing."""
+        """None for plain text.
+
+        Raises ValueError where a form is no grammar or xgrammar is missing.
+        """
         if form.type == "text":
             return None
         package = _package()
@@ -45,7 +53,7 @@ class Grammars:
         try:
             compiled = self._compiled(form)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = LOG_MARK.sub("", " ".join(str(error).split()))[:300]
             raise ValueError(f"response_format cannot be followed: {reason}") from None
         return GrammarMask(package, compiled, prompt_tokens)
 
@@ -53,7 +61,9 @@ class Grammars:
         if form.type == "regex":
             return self._compiler.compile_regex(form.regex)
         if form.type == "json_schema" and form.json_schema is not None:
-            return self._compiler.compile_json_schema(json.dumps(form.json_schema.schema_))
+            # white space as wished would let a small model write nothing else for ever
+            schema = json.dumps(form.json_schema.schema_)
+            return self._compiler.compile_json_schema(schema, any_whitespace=False)
         return self._compiler.compile_builtin_json_grammar()
 
 
@@ -88,4 +98,3 @@ def _package() -> Any:
         return importlib.import_module("xgrammar")
     except ImportError:
         raise ValueError(MISSING) from None
-

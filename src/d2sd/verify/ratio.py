@@ -58,7 +58,6 @@ def verify_by_traversal(
     On a chain this is block verification (2403.10444, Alg. 2). Subtrees are conditioned on the
     rejection of earlier ones, so no two parents may share draws.
     """
-
     verdict = _Traversal(tree, logits, sampling).visit((0,), 1.0, list(history))
     assert verdict is not None  # the anchor's weight stays 1
     return verdict
@@ -95,16 +94,16 @@ def draws_below(tree: TokenTree, node: int, repeats: bool = True) -> Iterator[tu
     Chosen children come first. Without `repeats`, independent draws count at their first
     appearance only, which makes them draws without replacement.
     """
-    drawn = [] if tree.draws is None else [n for n in tree.draws.drawn if tree.parents[n] == node]
+    drawn = [child for child in tree.draws.drawn if tree.parents[child] == node]
     chosen = [child for child in tree.below[node] if child not in drawn]
     for child in chosen:
         yield child, Law.certain(tree.tokens[child])
-    if tree.draws is None or not drawn:
+    if not drawn:
         return
     law = tree.draws.law(node)
     for child in chosen:
         law = law.without(tree.tokens[child])
-    renewed = repeats and tree.kind is Kind.INDEPENDENT
+    renewed = repeats and tree.draws.kind is Kind.INDEPENDENT
     for child in drawn if renewed else dict.fromkeys(drawn):
         yield child, law
         if not renewed:

@@ -40,7 +40,7 @@ class Verifier:
         history: Sequence[int],
     ) -> Verdict:
         """Raises ValueError for a tree that the rule is not exact for."""
-        if not self.shared and tree.draws is not None and tree.draws.shared:
+        if tree.draws.shared and not self.shared:
             raise ValueError(
                 f"verifier {self.name!r} is not exact for trees whose parents share draws; "
                 "choose multi-round or match"
