@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -144,7 +144,7 @@ def draws_of(kind: Kind, laws: Tensor, tree: TokenTree, nodes: Sequence[int], sh
         drawn=tuple(nodes),
         shared=shared,
     )
-    return TokenTree(tree.tokens, tree.parents, tree.sources, draws)
+    return replace(tree, draws=draws)
 
 
 def paths(laws: Tensor, count: int) -> Draft:
