@@ -206,7 +206,7 @@ def test_the_block_papers_example():
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_rules_accept_in_their_proven_order(seed):
+def test_rules_accept_in_their_order(seed):
     target, laws = MarkovTarget(random_table(VOCAB, 2, seed=seed)), random_table(VOCAB, 1, 1, seed)
 
     def accepted(verifier, draft):
