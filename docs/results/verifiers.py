@@ -4,7 +4,7 @@ d2sd bench --model proving-ground --suite sample --limit 10 --max-new-tokens 64 
   --temperature 0.5,1,1.5 --dtype float32 --eager --policies none,… --out FOLDER
 python docs/results/verifiers.py FOLDER/log.jsonl > docs/results/verifiers.json
 
-The policies are those that verifiers.json lists. Intervals are 95 % of 2000 resamplings of the prompts.
+The policies are those that verifiers.json lists. Intervals are 95 % of 2000 resamplings of prompts.
 """
 
 import json
