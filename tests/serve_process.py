@@ -102,11 +102,12 @@ class Heard:
 
 def ask(url: str, values: dict[str, object], heard: Heard, key: str = "none") -> Heard:
     """One chat completion into `heard`, piece by piece, so that others can watch it grow."""
-    headers = {"Authorization": f"Bearer {key}"}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    body = json.dumps(values)  # httpx's own would refuse what no client should send
     try:
         with (
             httpx.Client(timeout=60, headers=headers) as client,
-            client.stream("POST", f"{url}/v1/chat/completions", json=values) as answer,
+            client.stream("POST", f"{url}/v1/chat/completions", content=body) as answer,
         ):
             heard.status, heard.headers = answer.status_code, dict(answer.headers)
             if "event-stream" in answer.headers["content-type"]:

@@ -38,7 +38,7 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
     async def life(app: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
         yield
-        await asyncio.to_thread(service.worker.stop, 0.0)
+        await asyncio.to_thread(service.close)
 
     app = FastAPI(title="d2sd", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.add_exception_handler(ApiError, on_api_error)

@@ -148,6 +148,11 @@ class Service:
             raise ApiError(503, STOPPING.message, STOPPING.code) from None
         return started
 
+    def close(self) -> None:
+        """The end: whoever still waits for an answer hears of it."""
+        self.worker.stop(0.0)
+        self._grammars.close()
+
     def cancel(self, job: Job) -> None:
         """End a job wherever it is: its place in the queue is free at once."""
         job.cancelled.set()
