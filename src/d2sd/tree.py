@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from d2sd.draws import NOT_DRAWN, Draws, by_parent
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -34,12 +36,14 @@ class TokenTree:
     Nodes are in topological order: `parents[n] < n` for n ≥ 1 and `parents[0] == -1`, so any
     leading part of a tree is a tree. `sources[n]` names the proposer that first drafted node n.
     `chain` is for who looks on: no step depends on it, and trees equal up to it are equal.
+    `draws` says how nodes were drawn; those that were not are a function of the context.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     sources: tuple[str, ...]
     chain: Chain | None = field(default=None, compare=False)
+    draws: Draws = NOT_DRAWN
 
     @classmethod
     def from_branches(cls, anchor: int, branches: Iterable[Branch]) -> TokenTree:
@@ -65,6 +69,11 @@ class TokenTree:
         """(parent node, token) -> child node."""
         pairs = zip(self.parents[1:], self.tokens[1:], strict=True)
         return {pair: node for node, pair in enumerate(pairs, 1)}
+
+    @cached_property
+    def below(self) -> tuple[tuple[int, ...], ...]:
+        """The children of every node, in the order they were added."""
+        return by_parent(self.parents)
 
     def visibility(self) -> Bool[Tensor, "nodes nodes"]:
         """Row n is True at the ancestors of node n and at n itself."""
@@ -101,16 +110,21 @@ class TokenTree:
         if max(self.depths) <= deepest:
             return self
         kept = [node for node, depth in enumerate(self.depths) if depth <= deepest]
-        place = {node: number for number, node in enumerate(kept)} | {-1: -1}
+        place = {node: number for number, node in enumerate(kept)}
         return TokenTree(
             tuple(self.tokens[node] for node in kept),
-            tuple(place[self.parents[node]] for node in kept),
+            tuple(place.get(self.parents[node], -1) for node in kept),
             tuple(self.sources[node] for node in kept),
             self.chain,
+            self.draws.kept(place),
         )
 
     def first(self, nodes: int) -> TokenTree:
-        """The tree of the first `nodes` nodes, anchor included."""
+        """The tree of the first `nodes` nodes, anchor included.
+
+        Not of a drawn tree: which nodes come first depends there on what was drawn.
+        """
+        assert self.draws is NOT_DRAWN
         cut = self.tokens[:nodes], self.parents[:nodes], self.sources[:nodes]
         return TokenTree(*cut, self.chain)
 

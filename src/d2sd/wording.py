@@ -26,9 +26,7 @@ def chat_ids(
             list(messages), tokenize=False, add_generation_prompt=True, **flags
         )
     except TemplateError as error:
-        raise ValueError(
-            f"the chat template of {name} refuses the conversation: {error}"
-        ) from None
+        raise ValueError(f"the chat template of {name} refuses the conversation: {error}") from None
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -11,6 +11,7 @@ from d2sd.cli.options import (
     OUTPUT,
     PROMPTS,
     SAMPLING,
+    AllowLossy,
     DrawOptions,
     Json,
     ModelOptions,
@@ -85,6 +86,7 @@ class ContenderOptions:
             "LIST",
         ),
     ] = None
+    allow_lossy: AllowLossy = False
     peers: Annotated[
         str | None,
         option(

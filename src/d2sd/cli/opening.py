@@ -53,8 +53,8 @@ def opened(
 
 
 def chosen_policy(options: PolicyOptions) -> Policy:
-    """The policy with what `--branches` and `--budget` add to it."""
-    return parse_policy(policy_text(options))
+    """The policy with what `--branches`, `--budget` and `--verifier` add to it."""
+    return parse_policy(policy_text(options), options.allow_lossy)
 
 
 def sampling_of(options: SamplingOptions) -> Sampling:

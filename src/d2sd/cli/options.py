@@ -81,6 +81,12 @@ class ModelOptions:
     ] = "none"
 
 
+AllowLossy = Annotated[
+    bool,
+    option("--allow-lossy", DRAFTING, "Let a verifier change what the model says."),
+]
+
+
 @dataclass(frozen=True)
 class PolicyOptions:
     """One drafting policy."""
@@ -90,8 +96,9 @@ class PolicyOptions:
         option(
             "--policy",
             DRAFTING,
-            "planned (chooses step by step), none, ngram, block, best-first, dual or merged, with "
-            "options after a colon, such as dual:branches=2.",
+            "planned (chooses step by step), none, ngram, block, best-first, dual, merged, or for "
+            "sampled decoding drawn, drawn-tree, lattice or hybrid; with options after a colon, "
+            "such as dual:branches=2.",
             "POLICY",
         ),
     ] = "planned"
@@ -103,15 +110,24 @@ class PolicyOptions:
         int | None,
         option("--budget", DRAFTING, "How many nodes the target may have to score.", "N"),
     ] = None
+    verifier: Annotated[
+        str | None,
+        option(
+            "--verifier",
+            DRAFTING,
+            "What chooses the path: match (exact for any tree), token, block, multi-round or "
+            "traversal (exact, see docs/methods.md), typical or near-best (lossy). Default: the "
+            "policy's own.",
+            "NAME",
+        ),
+    ] = None
+    allow_lossy: AllowLossy = False
 
 
 def policy_text(options: PolicyOptions) -> str:
-    """The policy with what `--branches` and `--budget` add to it."""
-    extra = [
-        f":{name}={value}"
-        for name, value in (("branches", options.branches), ("budget", options.budget))
-        if value is not None
-    ]
+    """The policy with what `--branches`, `--budget` and `--verifier` add to it."""
+    added = {"branches": options.branches, "budget": options.budget, "verifier": options.verifier}
+    extra = [f":{name}={value}" for name, value in added.items() if value is not None]
     return options.policy + "".join(extra)
 
 
@@ -131,7 +147,13 @@ class DrawOptions:
         option("--min-p", SAMPLING, "Leave out tokens below this share of the best one.", "P"),
     ] = 0.0
     seed: Annotated[
-        int, option("--seed", SAMPLING, "Equal seeds give equal answers, whatever the policy.", "N")
+        int,
+        option(
+            "--seed",
+            SAMPLING,
+            "Equal seeds give equal answers, whatever the policy, with the verifier match.",
+            "N",
+        ),
     ] = 0
 
 

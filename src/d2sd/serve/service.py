@@ -30,6 +30,8 @@ LEAST_TEMPERATURE = 1e-20
 """Below it only the likeliest token has a chance in float32, and logits overflow when divided."""
 MOST_OF_OPTIONS = {
     "budget": 1024,
+    "candidates": 4096,
+    "top": 64,
     "branches": 64,
     "third_branches": 64,
     "block_size": 128,

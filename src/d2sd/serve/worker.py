@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 
+from d2sd.drafters.policies import Policy
 from d2sd.generate import stream
 from d2sd.interfaces import Drafter
 from d2sd.serve.jobs import LEFT, STOPPING, TIMEOUT, Failed, Finished, Job, Progress
@@ -88,7 +89,7 @@ class Worker:
         if time.monotonic() > job.deadline:
             return TIMEOUT
         reused = self._prefixes.prepare(request.prompt)
-        drafter = self._drafter(job.policy.text, request.sampling.temperature)
+        drafter = self._drafter(job.policy, request.sampling.temperature)
         steps = tokens = 0
         begin = last = time.perf_counter()
         for piece in stream(session.target, drafter, request, session.tokenizer, self._stages):
@@ -114,9 +115,9 @@ class Worker:
             return STOPPING
         return TIMEOUT if time.monotonic() > job.deadline else None
 
-    def _drafter(self, policy: str, temperature: float) -> Drafter:
+    def _drafter(self, policy: Policy, temperature: float) -> Drafter:
         """One that may have learned from earlier answers; the least lately used are dropped."""
-        key = policy, temperature
+        key = policy.text, temperature
         if key not in self._drafters:
             self._drafters[key] = self._session.drafter(policy, temperature, self._stages)
         self._drafters.move_to_end(key)

@@ -131,9 +131,7 @@ class TreeCache(Cache):
     def refill(self, copies: Sequence[Tensor], length: int) -> None:
         """Take the first `length` rows of what `copied` gave as all that is committed."""
         assert len(copies) == len(self.buffers), "rows come back into a cache that has been used"
-        keys, values = (
-            grown(buffer, length, dim=2) for buffer in self.buffers
-        )
+        keys, values = (grown(buffer, length, dim=2) for buffer in self.buffers)
         for buffer, copy in zip((keys, values), copies, strict=True):
             buffer[:, :, :length] = copy[:, :, :length]
         self._keys, self._values, self.length = keys, values, length
