@@ -6,12 +6,14 @@ import io
 import logging
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from d2sd.serve.logs import leave_values_out
@@ -67,6 +69,17 @@ def wait_for(what) -> None:
     while not what():
         assert time.monotonic() < until, "it did not come to that"
         time.sleep(0.005)
+
+
+def test_an_idle_connection_outlasts_what_clients_keep(servers) -> None:
+    """Or a request may be on its way just when the server closes; httpx keeps it for 5 s."""
+    address = httpx.URL(servers["patient"].url)
+    with socket.create_connection((address.host, address.port), timeout=5.5) as door:
+        door.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        while not door.recv(4096).endswith(b"}"):
+            pass
+        with pytest.raises(TimeoutError):
+            door.recv(1)  # an empty answer would be the end
 
 
 def test_with_time_enough_all_that_was_accepted_is_answered(servers) -> None:

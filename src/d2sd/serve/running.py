@@ -18,6 +18,9 @@ from d2sd.serve.service import Service
 
 LAST_WORDS = 5
 """Seconds that connections have left once the worker has ended, to send what it said last."""
+IDLE = 75
+"""Seconds that an idle connection stays open: longer than clients keep theirs (5 in httpx and so in
+OpenAI's client), or a request may meet the end of its connection."""
 LOGGERS = ("uvicorn.error", "asyncio", "d2sd.serve.worker")
 
 
@@ -64,6 +67,7 @@ def serve(app: FastAPI, service: Service, door: socket.socket, grace: float) -> 
         app,
         log_level="warning",
         access_log=False,  # addresses and paths are nobody's business
+        timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=math.ceil(grace) + LAST_WORDS,
         server_header=False,
     )
