@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -31,12 +32,17 @@ from d2sd.session import ModelChoice, open_session
 PAGE = os.sysconf("SC_PAGE_SIZE")
 CACHE_MB = 16
 LONGEST_WAIT = 0.5
+WORDS = """river stone cloud garden horse lamp bread winter letter bridge music forest doctor
+teacher market island castle engine mirror pencil window summer village farmer dragon robot planet
+ocean candle"""
 
 
 def prompt(number):
-    """Long enough that the rows of all of them are many times the cache's bound."""
-    listed = ", ".join(f"{number * 7 + k} and {k}" for k in range(12))
-    return f"Client {number} has these pairs: {listed}. What is {number} plus {number % 9}?"
+    """No two get the same answer; the rows of all of them are many times the cache's bound."""
+    words = random.Random(number).choices(WORDS.split(), k=30)
+    first, second, third, fourth, *rest = words
+    asked = f"Explain how a {first} is used by a {second} in the {third}, and tell me of {fourth}"
+    return f"{asked} as well, in many words: {', '.join(rest)}"
 
 
 def reference(session, options, number):
