@@ -189,7 +189,6 @@ def table(counts):
 
 
 def report(options):
-    start = time.monotonic()
     ledger, said = fuzz(options)
     result = {
         "requests": sum(ledger.counts.values()),
@@ -201,7 +200,6 @@ def report(options):
         "phases": dict(sorted(ledger.phases.items())),
         "seed": options.seed,
         "examples": options.examples,
-        "seconds": round(time.monotonic() - start),
         "model": options.model,
         "versions": versions(),
     }

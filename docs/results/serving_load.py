@@ -38,7 +38,7 @@ ocean candle"""
 
 
 def prompt(number):
-    """No two get the same answer; the rows of all of them are many times the cache's bound."""
+    """Hardly two get the same answer; the rows of all of them are many times the cache's bound."""
     words = random.Random(number).choices(WORDS.split(), k=30)
     first, second, third, fourth, *rest = words
     asked = f"Explain how a {first} is used by a {second} in the {third}, and tell me of {fourth}"
