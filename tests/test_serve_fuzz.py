@@ -12,6 +12,7 @@ import httpx
 import pytest
 import torch
 
+from d2sd.drafters import policies
 from d2sd.serve.edge import MOST_BYTES
 from d2sd.serve.errors import MOST_WORDS
 from d2sd.serve.processors import RowLog
@@ -21,6 +22,7 @@ from folders import save_drafter, save_target
 from serving import Serving, serving
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "results" / "serving_fuzz.py"
+UNBOUNDED = {"seed", "percent", "min_order"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
@@ -141,16 +143,27 @@ def test_more_alternatives_than_tokens_are_as_many_as_there_are(server) -> None:
     assert [token for token, _ in chances.alternatives] == [2, 1, 0]
 
 
-@pytest.mark.parametrize("option", sorted(MOST_OF_OPTIONS))
-def test_options_of_policies_are_bounded(server, option) -> None:
-    policy = {"length": "ngram", "max_order": "ngram", "second_block_size": "dual"}.get(
-        option, "three-level" if option == "third_branches" else "merged"
-    )
-    most = MOST_OF_OPTIONS[option]
-    answer = sent(server, chat(server, policy=f"{policy}:{option}={most + 1}"))
-    assert refused(answer, words=f"this server allows {most}")
-    assert refused(sent(server, chat(server, policy=f"{policy}:{option}={10**50}")))
-    assert sent(server, chat(server, policy=f"{policy}:{option}={most}")).status_code == 200
+OPTIONS = [
+    (policy, option)
+    for policy, recipe in policies._RECIPES.items()
+    for option, least in recipe.options.items()
+    if isinstance(least, int)
+]
+
+
+@pytest.mark.parametrize(("policy", "option"), OPTIONS)
+def test_options_of_policies_are_bounded(server, policy, option) -> None:
+    most = MOST_OF_OPTIONS.get(option)
+    ask = chat(server, temperature=1, max_tokens=2)
+    if most is None:  # no memory or time depends on it
+        assert option in UNBOUNDED
+    else:
+        beyond = sent(server, {**ask, "policy": f"{policy}:{option}={most + 1}"})
+        assert refused(beyond, words=f"this server allows {most}")
+        within = sent(server, {**ask, "policy": f"{policy}:{option}={most}"})
+        assert within.status_code == 200 or refused(within, words="give at most")  # its own bound
+    huge = sent(server, {**ask, "policy": f"{policy}:{option}={10**50}"})
+    assert huge.status_code == 200 or refused(huge)
 
 
 def test_choices_that_no_queue_could_hold_are_refused_for_good(server) -> None:
