@@ -1,8 +1,8 @@
 """A drafter that knows the answers: trees whose accepted paths leave the trunk, without training.
 
 It stands in for the networks inside vLLM's worker processes, so it reads what it knows from the
-file named in D2SD_ORACLE: a JSON list of whole sequences. What the engine does goes to the file in
-D2SD_ORACLE_LOG.
+file named in D2SD_ORACLE: a JSON list of whole sequences. Every accepted path goes to the file
+named in D2SD_ORACLE_LOG. D2SD_ORACLE_BREAK breaks one part on purpose: tokens must change then.
 """
 
 import json
@@ -10,7 +10,11 @@ import os
 import random
 from pathlib import Path
 
+import torch
+
+from d2sd.engines.vllm.attention import TreePass
 from d2sd.engines.vllm.drafter import TreeDrafter
+from d2sd.engines.vllm.placement import Placement
 from d2sd.tree import Branch, TokenTree
 
 
@@ -19,6 +23,8 @@ class OracleTrees(TreeDrafter):
 
     def load_model(self, model):
         super().load_model(model)
+        watch()
+        broken(os.environ.get("D2SD_ORACLE_BREAK"))
         self.drafter = Oracle(self.drafter, self.settings.budget)
 
 
@@ -64,3 +70,25 @@ def crooked_tree(anchor, truth, seed):
             branches.append(Branch((*truth[:depth], *wrong), "wrong"))
         branches.append(Branch(tuple(truth[: depth + 1]), "right"))
     return TokenTree.from_branches(anchor, branches)
+
+
+def watch():
+    """Write down every request's accepted path."""
+    compact = TreePass.compact
+
+    def logged(self):
+        with Path(os.environ["D2SD_ORACLE_LOG"]).open("a") as file:
+            for placed, path in zip(self.placement.trees, self.placement.paths, strict=True):
+                file.write(json.dumps([placed.request, path, len(placed.tree)]) + "\n")
+        compact(self)
+
+    if "D2SD_ORACLE_LOG" in os.environ:
+        TreePass.compact = logged
+
+
+def broken(part):
+    """The two negative controls: accepted rows stay where they are; positions go by rows."""
+    if part == "compaction":
+        TreePass.compact = lambda self: None
+    if part == "positions":
+        Placement.positions = lambda self: (torch.tensor([], dtype=torch.long),) * 2
