@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from d2sd.engines.vllm import cpu_attention
 from d2sd.engines.vllm.attention import TreePass
 from d2sd.engines.vllm.drafter import TreeDrafter
 from d2sd.engines.vllm.placement import Placement
@@ -30,19 +31,19 @@ class OracleTrees(TreeDrafter):
 
 class Oracle:
     def __init__(self, real, budget):
-        self._real, self._budget = real, budget
+        self.real, self._budget = real, budget
         self._known = json.loads(Path(os.environ["D2SD_ORACLE"]).read_text())
         self._seen = {}
 
     def read(self, new):
-        self._real.read(new)
+        self.real.read(new)
 
     def forget(self, request):
-        self._real.forget(request)
+        self.real.forget(request)
         self._seen.pop(request, None)
 
     def draft(self, asking):
-        trees = self._real.draft(asking)  # also seen to work
+        trees = self.real.draft(asking)  # also seen to work
         for one in asking:
             rest = self._rest(one)
             if rest and one.deepest > 0 and not one.chain:
@@ -79,7 +80,7 @@ def watch():
     def logged(self):
         with Path(os.environ["D2SD_ORACLE_LOG"]).open("a") as file:
             for placed, path in zip(self.placement.trees, self.placement.paths, strict=True):
-                file.write(json.dumps([placed.request, path, len(placed.tree)]) + "\n")
+                file.write(json.dumps([placed.request, path, self.mixed]) + "\n")
         compact(self)
 
     if "D2SD_ORACLE_LOG" in os.environ:
@@ -87,8 +88,23 @@ def watch():
 
 
 def broken(part):
-    """The two negative controls: accepted rows stay where they are; positions go by rows."""
+    """The two negative controls: accepted rows stay where they are; positions go by rows.
+
+    And a cache layout that no code of ours reads.
+    """
     if part == "compaction":
         TreePass.compact = lambda self: None
     if part == "positions":
         Placement.positions = lambda self: (torch.tensor([], dtype=torch.long),) * 2
+    if part == "layout":
+        cpu_attention.LAYOUT = "amx"
+
+
+class NoTrees:
+    """A proposer that is not ours."""
+
+    def __init__(self, vllm_config):
+        pass
+
+    def propose(self, *args, **kwargs):
+        return []
