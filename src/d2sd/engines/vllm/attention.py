@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +64,10 @@ class TreePass:
                 written.slots[goals.to(written.slots.device)],
             )
 
-    def mask(self, placed: PlacedTree, groups: int, like: Tensor) -> Float[Tensor, "1 1 rows nodes"]:
-        """Additive: every node sees its ancestors and itself, once for each query head of a group."""
+    def mask(
+        self, placed: PlacedTree, groups: int, like: Tensor
+    ) -> Float[Tensor, "1 1 rows nodes"]:
+        """Additive: a node sees its ancestors and itself, once for each query head of a group."""
         key = (placed.request, like.dtype, groups)
         if key not in self._masks:
             hidden = ~placed.tree.visibility().to(like.device)
@@ -118,5 +119,3 @@ def tree_attention(
         far = attention_with_lse(rows, context.keys, context.values, None, scale)
         out = merge(far, near)
     return out.view(kv_heads, heads // kv_heads, nodes, dim).permute(2, 0, 1, 3).reshape_as(query)
-
-

@@ -18,7 +18,7 @@ LAYOUT = "vec"
 class TreeAttention(CPUAttentionBackendImpl):
     """Rows of forked trees see their context and their ancestors; all others are vLLM's own."""
 
-    def forward(
+    def forward(  # noqa: PLR0913  (vLLM calls it so)
         self,
         layer: Any,
         query: Tensor,
@@ -41,9 +41,7 @@ class TreeAttention(CPUAttentionBackendImpl):
             if not placed.forked:
                 continue
             rows = placed.rows
-            own = ContextBlocks(
-                key[rows].transpose(0, 1)[None], value[rows].transpose(0, 1)[None]
-            )
+            own = ContextBlocks(key[rows].transpose(0, 1)[None], value[rows].transpose(0, 1)[None])
             table = attn_metadata.block_table[number]
             mask = now.mask(placed, self.num_queries_per_kv, query)
             context = context_blocks(kv_cache, table, placed)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+from vllm.distributed.parallel_state import get_tp_group
 
 from d2sd.drafters.checkpoint import load_network
 from d2sd.drafters.network import DraftNetwork
@@ -49,13 +50,12 @@ class TreeDrafter:
         """Bind the networks to the loaded target."""
         ends = LoadedEnds(model)
         taps = self.taps
-        first, *second = (
+        networks = [
             BatchedNetwork(network, ends, [taps.index(tap) for tap in network.config.taps])
             for network in self._networks().values()
-        )
-        self.drafter = BatchDrafter(
-            self.settings.policy, self.settings.budget, first, second[0] if second else None
-        )
+        ]
+        agree = get_tp_group().broadcast_object  # ranks must run the same passes
+        self.drafter = BatchDrafter(self.settings.policy, self.settings.budget, networks, agree)
 
     def dummy_run(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to warm up."""
@@ -100,6 +100,6 @@ def _check(name: str, network: DraftNetwork, model: Any) -> None:
     if ours != tuple(theirs) or max(network.config.taps) >= layers - 1:
         raise ValueError(
             f"the drafter {name!r} has hidden size {ours[0]}, {ours[1]} tokens and reads layer "
-            f"{max(network.config.taps)}; the target {model.model} has {theirs[0]}, {theirs[1]} and "
-            f"gives layers 0 to {layers - 2}; choose the drafter that was trained for this target"
+            f"{max(network.config.taps)}; the target {model.model} has {theirs[0]}, {theirs[1]} "
+            f"tokens and gives layers 0 to {layers - 2}; choose the drafter trained for this target"
         )

@@ -62,19 +62,28 @@ class BatchedNetwork:
         self.block_size = network.config.block_size
         self._network, self._ends, self._columns = network, ends, list(columns)
         self._held: dict[str, ContextRows] = {}
+        self._waiting: dict[str, list[NewRows]] = {}
         self._next: dict[str, int] = {}
+        self._read_to: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._next)
 
     def forget(self, request: str) -> None:
         """The request has ended."""
-        self._held.pop(request, None)
-        self._next.pop(request, None)
+        for kept in (self._held, self._waiting, self._next, self._read_to):
+            kept.pop(request, None)
 
-    @torch.inference_mode()
     def read(self, new: Sequence[NewRows]) -> None:
-        """Append the keys and values of what was committed, all requests in one go."""
+        """What was committed. It is kept as features until something is drafted from it."""
+        for rows in new:
+            self._waiting.setdefault(rows.request, []).append(rows)
+            self._next[rows.request] = rows.start + len(rows.features)
+
+    def _append(self, new: Sequence[NewRows]) -> None:
+        """The keys and values of new rows, those of all requests in one go."""
+        if not new:
+            return
         weight = self._network.fc.weight
         features = torch.cat([rows.features for rows in new])[:, self._columns]
         places = [
@@ -87,20 +96,21 @@ class BatchedNetwork:
             end = begin + len(rows.features)
             keys, values = self._room(rows)
             for index, layer in enumerate(layers):
-                keys[index], values[index] = layer.keys[0, :, begin:end], layer.values[0, :, begin:end]
+                keys[index] = layer.keys[0, :, begin:end]
+                values[index] = layer.values[0, :, begin:end]
             begin = end
 
     def _room(self, rows: NewRows) -> tuple[Tensor, Tensor]:
         """Where the new rows go; rows that no longer hold are dropped."""
         weight = self._network.fc.weight
         held = self._held.get(rows.request)
-        missing = None if held is None else self._next[rows.request] - rows.start
-        if held is None or missing is None or missing < 0 or missing > held.length:
+        gone = 0 if held is None else self._read_to[rows.request] - rows.start
+        if held is None or not 0 <= gone <= held.length:
             held = ContextRows(self._network.config, weight.dtype, weight.device)
             self._held[rows.request] = held
         else:
-            held.truncate(held.length - missing)
-        self._next[rows.request] = rows.start + len(rows.features)
+            held.truncate(held.length - gone)
+        self._read_to[rows.request] = rows.start + len(rows.features)
         return held.extended(len(rows.features))
 
     def ready(self, request: str, committed: int) -> bool:
@@ -110,6 +120,7 @@ class BatchedNetwork:
     @torch.inference_mode()
     def propose(self, wanted: Sequence[Wanted], block_size: int) -> Mapping[str, Proposal]:
         """One pass over all rows of all requests."""
+        self._append([rows for one in wanted for rows in self._waiting.pop(one.request, [])])
         ids, kept = self._blocks(wanted, block_size)
         sequences, rows, _ = ids.shape
         embeds = self._ends.embed(ids.flatten()).view(*ids.shape, -1)
@@ -128,7 +139,7 @@ class BatchedNetwork:
         chosen = torch.cat([flat[s, one.places] for s, one in enumerate(asked)])
         logits = self._ends.logits(chosen, self._network.draft_ids)
         logits = scaled(logits, self._network.config)
-        parts = logits.split([len(one.places) for one in asked])
+        parts = torch.split(logits, [len(one.places) for one in asked])
         return {
             one.request: Proposal(self._tempered(part, place, one), place, self._network.draft_ids)
             for one, place, part in zip(wanted, asked, parts, strict=True)

@@ -99,9 +99,7 @@ def place(scheduled: Sequence[Scheduled], drafted: Mapping[str, TokenTree]) -> P
 def _placed(one: Scheduled, drafted: TokenTree | None) -> PlacedTree:
     known = one.rows - len(one.drafts) - 1
     tree = _tree(one, drafted)
-    return PlacedTree(
-        one.request, tree, one.first_row, one.first_row + known, one.computed + known
-    )
+    return PlacedTree(one.request, tree, one.first_row, one.first_row + known, one.computed + known)
 
 
 def _tree(one: Scheduled, drafted: TokenTree | None) -> TokenTree:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.distributed.parallel_state import get_pp_group
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from d2sd.engines.vllm import cpu_attention
 from d2sd.engines.vllm.attention import TreePass, begin
+from d2sd.engines.vllm.clock import StepClock
 from d2sd.engines.vllm.drafter import TreeDrafter
 from d2sd.engines.vllm.passes import NewRows
 from d2sd.engines.vllm.placement import Placement, Scheduled, place
@@ -33,7 +34,7 @@ class TreeRunner(CPUModelRunner):
         super().__init__(vllm_config, device)
         if not isinstance(getattr(self, "drafter", None), TreeDrafter):
             raise ValueError(
-                "the worker of d2sd needs its drafter: give --speculative-config '{\"method\": "
+                'the worker of d2sd needs its drafter: give --speculative-config \'{"method": '
                 '"custom_class", "model": "d2sd.engines.vllm.drafter.TreeDrafter", …}\''
             )
         if get_pp_group().world_size > 1 or self.use_async_scheduling or self.uses_mrope:
@@ -41,10 +42,11 @@ class TreeRunner(CPUModelRunner):
                 "trees need a text model without pipeline parallelism and async scheduling"
             )
         self.use_aux_hidden_state_outputs = True
-        self.rejection_sampler = TreeSampler(self.rejection_sampler)
+        self.rejection_sampler: Any = TreeSampler(getattr(self, "rejection_sampler"))  # noqa: B009
         self._drafted: dict[str, TokenTree] = {}
-        self._placement: Placement | None = None
+        self._placement = Placement([])
         self._tree_pass: TreePass | None = None
+        self._clock = StepClock()
 
     def _get_eagle3_aux_layers_from_config(self) -> tuple[int, ...]:
         return tuple(tap + 1 for tap in self.drafter.taps)  # vLLM names a layer's input
@@ -69,6 +71,7 @@ class TreeRunner(CPUModelRunner):
             self.positions[rows.to(self.device)] = positions.to(self.device)
             self._tree_pass = TreePass(self._placement)
         begin(self._tree_pass)
+        self._clock.started(self._placement)
         return prepared
 
     def _scheduled(self, scheduler_output: Any) -> list[Scheduled]:
@@ -95,6 +98,7 @@ class TreeRunner(CPUModelRunner):
                     log.debug("%s accepted %s of %d", placed.request, path, len(placed.tree) - 1)
         self._tree_pass = None
         begin(None)
+        self._clock.scored(self._placement, self.drafter.drafter)
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         return common_attn_metadata is not None  # no node is drafted past the model's context
@@ -124,7 +128,6 @@ class TreeRunner(CPUModelRunner):
             if tokens
         ]
         trees = self.drafter.drafter.draft([one for one in asking if one is not None])
-        trees = get_tp_group().broadcast_object(trees, 0)  # no rank may see another tree
         self._drafted.update(trees)
         empty = TokenTree((0,), (-1,), ("anchor",))
         return [list(trees.get(name, empty).tokens[1:]) for name in self.input_batch.req_ids]

@@ -59,9 +59,7 @@ class _Draws:
         self._firsts = [int(end) - count - 1 for end, count in zip(ends, counts, strict=True)]
         self._logprobs: list[LogprobsTensors] = []
 
-    def __call__(
-        self, nodes: list[int], emitted: list[list[int]], walking: set[int]
-    ) -> list[int]:
+    def __call__(self, nodes: list[int], emitted: list[list[int]], walking: set[int]) -> list[int]:
         rows = [first + node for first, node in zip(self._firsts, nodes, strict=True)]
         settings = self._settings
         if settings.generators:  # a seed's draws belong to emitted tokens alone

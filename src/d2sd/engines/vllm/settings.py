@@ -9,7 +9,7 @@ from typing import Any
 from d2sd.drafters.policies import Policy, parse_policy
 
 KEY = "d2sd"
-POLICIES = ("merged", "best-first", "block")
+POLICIES = ("planned", "merged", "best-first", "block")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Settings:
             raise ValueError(
                 f"the additional config of d2sd has {unknown[0]!r}; it knows first, second, policy"
             )
-        policy = parse_policy(str(values.get("policy", "merged")))
+        policy = parse_policy(str(values.get("policy", "planned")))
         if policy.name not in POLICIES:
             raise ValueError(
                 f"policy {policy.name!r} does not draft for a batch; choose one of "
