@@ -107,7 +107,7 @@ class Engine:
                 "model": drafter,
                 "num_speculative_tokens": nodes,
             },
-            additional_config={"d2sd": {**ours, **more.pop("d2sd", {})}},
+            additional_config={"d2sd": {**ours, "policy": "merged", **more.pop("d2sd", {})}},
             **more,
         )
 

@@ -33,14 +33,13 @@ class Oracle:
     def __init__(self, real, budget):
         self.real, self._budget = real, budget
         self._known = json.loads(Path(os.environ["D2SD_ORACLE"]).read_text())
-        self._seen = {}
+        self.pace, self.predicted = None, {}
 
     def read(self, new):
         self.real.read(new)
 
     def forget(self, request):
         self.real.forget(request)
-        self._seen.pop(request, None)
 
     def draft(self, asking):
         trees = self.real.draft(asking)  # also seen to work

@@ -4,6 +4,9 @@ import random
 
 import pytest
 
+from d2sd.drafters.export import export
+from d2sd.engines.vllm import hooks
+
 LENGTHS = (10, 5, 48, 3, 20, 33, 7, 60)
 GREEDY = {"max_tokens": 40}
 DRAWN = [
@@ -52,6 +55,12 @@ def test_the_networks_draft_for_a_batch_and_change_nothing(engine, plain, policy
     said = engine.trees(prompts(), GREEDY, d2sd={"policy": policy})
     assert said["tokens"] == plain
     assert said["drafts"] > 200
+
+
+def test_a_plan_for_the_batch_soon_leaves_drafts_that_never_come_true(engine, plain):
+    said = engine.trees(prompts(), GREEDY, d2sd={"policy": "planned"})
+    assert said["tokens"] == plain
+    assert 0 < said["drafts"] < 200
 
 
 def test_prompts_read_in_chunks_stand_beside_trees(engine, plain):
@@ -117,7 +126,7 @@ def test_answers_end_where_the_model_s_context_ends(engine):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"d2sd": {"policy": "planned"}}, "policy 'planned' does not draft for a batch"),
+        ({"d2sd": {"policy": "dual"}}, "policy 'dual' does not draft for a batch"),
         ({"d2sd": {"thrid": "x"}}, "has 'thrid'; it knows first, second, policy"),
         ({"drafter": "oracle.NoTrees"}, "the worker of d2sd needs its drafter"),
     ],
@@ -130,3 +139,18 @@ def test_what_cannot_be_is_refused_when_the_engine_starts(engine, change, messag
 def test_a_cache_layout_that_nobody_reads_is_refused(engine, plain):
     with pytest.raises(RuntimeError, match="has the cache layout 'vec' instead of 'amx'"):
         engine.oracle(prompts(), GREEDY, plain, {"D2SD_ORACLE_BREAK": "layout"})
+
+
+def test_every_hook_is_there():
+    assert hooks.missing() == []
+
+
+def test_the_exported_first_drafter_is_served_by_vllm_alone(engine, folder, plain):
+    """`d2sd export --format vllm`, then vLLM's own method: nothing of ours runs."""
+    export(folder / "first", folder / "served", "vllm", str(folder / "target"))
+    stock = {"method": "dflash", "model": str(folder / "served"), "num_speculative_tokens": 7}
+    said = engine(prompts(), GREEDY, speculative_config=stock)
+    assert said["tokens"] == plain
+    assert said["drafts"] > 200
+    ours = engine.trees(prompts(), GREEDY, d2sd={"policy": "block"}, nodes=7)
+    assert abs(said["accepted"] - ours["accepted"]) <= 3  # the same chains; near-ties may differ
