@@ -177,7 +177,7 @@ def test_a_request_read_anew_forgets_what_no_longer_holds():
     proposer, context = alone(network, ends, "short")
     assert torch.allclose(found["short"].probs, proposer.propose(context, [(4,)], 5).probs)
     batched.forget("short")
-    assert len(batched) == 0
+    assert batched.requests == 0
 
 
 def test_a_gap_in_what_was_seen_drops_the_rows_before_it():

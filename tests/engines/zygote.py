@@ -86,7 +86,7 @@ def _held(llm):
     path = "engine_core model_executor driver_worker worker model_runner drafter drafter real"
     for name in path.split():
         place = getattr(place, name, None)
-    return place and len(place._first)
+    return place and place._first.requests
 
 
 def _logprobs(places):

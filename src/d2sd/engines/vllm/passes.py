@@ -66,7 +66,9 @@ class BatchedNetwork:
         self._next: dict[str, int] = {}
         self._read_to: dict[str, int] = {}
 
-    def __len__(self) -> int:
+    @property
+    def requests(self) -> int:
+        """Of how many requests something is kept."""
         return len(self._next)
 
     def forget(self, request: str) -> None:

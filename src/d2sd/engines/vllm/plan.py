@@ -87,7 +87,7 @@ class BatchDrafter:
             Wanted(one.request, [(one.anchor,)], one.tokens - 1, one.temperature) for one in able
         ]
         rows = self._pass(0, self._first, wanted, {one.request: [()] for one in able})
-        rise = self._redraft(wanted, able, rows) if self._second else None
+        rise = self._redraft(wanted, able, rows) if self._second is not None else None
         choice, trees = self._decided(lambda: self._trees(able, rows))
         if self.pace:
             if rise is not None:
