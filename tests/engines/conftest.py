@@ -126,6 +126,7 @@ class Engine:
     def close(self):
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        self._process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -141,6 +141,7 @@ def test_a_cache_layout_that_nobody_reads_is_refused(engine, plain):
         engine.oracle(prompts(), GREEDY, plain, {"D2SD_ORACLE_BREAK": "layout"})
 
 
+@pytest.mark.filterwarnings("ignore")  # of vLLM's own imports
 def test_every_hook_is_there():
     assert hooks.missing() == []
 
