@@ -7,16 +7,16 @@ import dataclasses
 import pytest
 import torch
 
-import d2sd.decode
 from d2sd.bench.audit import NEAR_TIE_ULP, argmax_misses, audit, ulp
 from d2sd.bench.prompts import Prompt
 from d2sd.bench.workload import Workload
 from d2sd.drafters.none import NoDrafter
 from d2sd.drafters.policies import parse_policies, parse_policy
+from d2sd.interfaces import Drafter
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, Session, open_session
 from d2sd.target.cache import TreeCache
-from d2sd.verify import Verdict, verify
+from d2sd.verify import Verdict, Verifier, verify
 from folders import save_target
 
 NGRAM = parse_policy("ngram")
@@ -84,7 +84,7 @@ def accepts_one_too_many(tree, logits, sampling, history) -> Verdict:
 def test_a_verify_that_accepts_too_much_is_found(
     folder: str, monkeypatch: pytest.MonkeyPatch, dtype: str, temperature: float
 ) -> None:
-    monkeypatch.setattr(d2sd.decode, "verify", accepts_one_too_many)
+    monkeypatch.setattr(Drafter, "verify", Verifier("wrong", accepts_one_too_many))
     workload = Workload(PROMPTS, 30, Sampling(temperature=temperature))
     verdict = audit(opened(folder, dtype), NGRAM, workload)
     assert not verdict.lossless
@@ -97,6 +97,18 @@ def test_a_verify_that_accepts_too_much_is_found(
         assert "argmax" in first.reason
     else:
         assert "plain decoding" in first.reason
+
+
+def test_draws_of_a_verifiers_own_cannot_be_replayed(session: Session) -> None:
+    policy = parse_policy("ngram:verifier=traversal")
+    assert audit(session, policy, Workload(PROMPTS, 30)).lossless
+    with pytest.raises(ValueError, match=r"verifier 'traversal', .* temperature 0, or --verifier"):
+        audit(session, policy, Workload(PROMPTS, 30, Sampling(temperature=1.0)))
+
+
+def test_a_lossy_verifier_is_found(session: Session) -> None:
+    policy = parse_policy("ngram:verifier=near-best", allow_lossy=True)
+    assert not audit(session, policy, Workload(PROMPTS, 60)).lossless
 
 
 def test_a_cache_that_keeps_the_wrong_rows_is_found(

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from d2sd.cli import run
-from d2sd.cli.talking import HELP, Conversation, interruptible, talk
+from d2sd.cli.talking import HELP, LocalConversation, interruptible, talk
 from d2sd.drafters.policies import parse_policies
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, Session, open_session
 from folders import save_target
+from serving import serving
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def session(folder) -> Session:
     return open_session(choice, parse_policies("ngram"), tell=lambda words: None)
 
 
-def conversation(session: Session, system: str | None = None, limit: int = 10) -> Conversation:
-    return Conversation(session, session.drafter("ngram"), Sampling(), limit, system)
+def conversation(session: Session, system: str | None = None, limit: int = 10) -> LocalConversation:
+    return LocalConversation(session, session.drafter("ngram"), Sampling(), limit, system)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_answers_are_those_of_a_fresh_target(session, folder) -> None:
     answers = [talked.reply(text, lambda piece: None).token_ids for text in ("hello", "and")]
     choice = ModelChoice(model=folder, device="cpu")
     fresh = open_session(choice, parse_policies("none"), tell=lambda words: None)
-    again = Conversation(fresh, fresh.drafter("none"), Sampling(), 10, None)
+    again = LocalConversation(fresh, fresh.drafter("none"), Sampling(), 10, None)
     for text, answer in zip(("hello", "and"), answers, strict=True):
         fresh.target.prefill((5,))  # forgets every row
         assert again.reply(text, lambda piece: None).token_ids == answer
@@ -149,3 +150,37 @@ def test_a_full_context_is_said_and_the_talk_goes_on(session, typed, capsys) -> 
     assert "context holds 400" in notes
     assert "/clear" in notes
     assert [message["content"] for message in talked.messages[:1]] == ["hello"]
+
+
+def test_a_conversation_with_a_server(folder, session, typed, capsys, monkeypatch) -> None:
+    local = conversation(session)
+    answers = [local.reply(text, lambda piece: None).text for text in ("hello", "and")]
+    monkeypatch.setenv("THE_KEY", "secret")
+    typed("hello", "and", "/exit")
+    with serving(session, "ngram", key="secret") as server:
+        options = ["--server", server.url, "--key-variable", "THE_KEY", "--max-new-tokens", "10"]
+        assert run(["chat", *options, "--policy", "ngram"]) == 0
+    out, notes = capsys.readouterr()
+    assert [line for line in out.splitlines() if line] == [
+        line for answer in answers for line in answer.splitlines() if line
+    ]
+    assert notes.count("10 tokens ·") == 2
+    assert notes.count("acceptance length") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--dtype", "float32", "--server", "URL"], "--dtype cannot be set"),
+        (["--server", "URL", "--key-variable", "NO_SUCH_KEY"], "NO_SUCH_KEY"),
+        (["--server", "URL", "--policy", "magic"], "unknown policy 'magic'"),
+        (["--server", "URL", "--model", "other"], "the model 'other' is not here"),
+        (["--server", "nowhere"], "no web address"),
+        (["--key-variable", "HOME"], "--server"),
+    ],
+)
+def test_what_a_server_cannot_do_is_said(session, typed, capsys, options, words) -> None:
+    typed("hello")
+    with serving(session, "ngram") as server:
+        run(["chat", *(server.url if one == "URL" else one for one in options)])
+    assert words in " ".join(capsys.readouterr().err.split())

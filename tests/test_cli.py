@@ -361,11 +361,42 @@ def test_verify_passes_a_lossless_policy(d2sd) -> None:
     assert notes == ""
 
 
+def test_a_lossy_verifier_must_be_allowed_and_is_called_so(d2sd) -> None:
+    line = f"generate hello {ON_TINY} --policy block --verifier typical --max-new-tokens 8"
+    code, _, notes = d2sd(line)
+    assert code == 2
+    assert "'typical' is lossy: it changes what the target says" in notes
+    assert "--allow-lossy" in notes
+    code, out, _ = d2sd(f"{line} --allow-lossy --json")
+    assert code == 0
+    values = json.loads(out)
+    assert (values["verifier"], values["lossless"]) == ("typical", False)
+    code, _, notes = d2sd(f"{line} --allow-lossy --temperature 1 --compare")
+    assert code == 0
+    assert "lossy" in notes
+
+
+def test_another_verifier_draws_otherwise_and_says_so(d2sd) -> None:
+    line = f"generate hello {ON_TINY} --policy drawn-tree --temperature 1 --max-new-tokens 24"
+    code, out, _ = d2sd(f"{line} --json")
+    assert code == 0
+    assert json.loads(out)["verifier"] == "traversal"
+    notes = d2sd(f"{line} --compare")[2]
+    assert "the same law: the verifier traversal has draws of its own" in " ".join(notes.split())
+    assert "identical tokens" in d2sd(f"{line} --compare --verifier match")[2]
+    greedy = f"generate hello {ON_TINY} --policy drawn --verifier block --max-new-tokens 24"
+    assert "identical tokens" in d2sd(f"{greedy} --compare")[2]
+    code, _, notes = d2sd(f"{ON_TINY.replace('--model', 'generate hello --model', 1)} --verifier x")
+    assert code == 2
+    assert "unknown verifier 'x'" in notes
+
+
 def test_verify_exits_with_1_when_a_token_is_wrong(d2sd, monkeypatch) -> None:
-    from d2sd import decode
+    from d2sd.interfaces import Drafter
+    from d2sd.verify import Verifier
     from test_audit import accepts_one_too_many
 
-    monkeypatch.setattr(decode, "verify", accepts_one_too_many)
+    monkeypatch.setattr(Drafter, "verify", Verifier("wrong", accepts_one_too_many))
     code, out, notes = d2sd(f"verify {ON_TINY} --prompts {{prompts}} --max-new-tokens 16")
     assert code == 1
     assert json.loads(out)["lossless"] is False

@@ -18,7 +18,6 @@ from d2sd.generate import Request, generate
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, open_session
 from d2sd.target import compiled
-from d2sd.target.cache import CacheLayout
 from d2sd.target.compiled import CompiledPass, bucket, compile_pass
 from d2sd.target.hf import HFTarget
 from d2sd.target.taps import decoder_layers
@@ -46,7 +45,7 @@ def pair(tmp_path_factory):
     package = tmp_path_factory.mktemp("compiled") / "target.pt2"
     compile_pass(model, TAPS, package)
     eager, fast = HFTarget(model, TAPS), HFTarget(model, TAPS)
-    fast.run = CompiledPass(package, CacheLayout.of(model.config, eager.dtype, eager.device), 2)
+    fast.run = CompiledPass(package, model)
     return eager, fast
 
 
@@ -62,6 +61,23 @@ def test_every_size_gives_the_eager_numbers(pair, committed) -> None:
         one, other = eager.score(contexts[0], tree), fast.score(contexts[1], tree)
         torch.testing.assert_close(other.logits, one.logits, atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(other.features, one.features, atol=1e-4, rtol=1e-4)
+
+
+def test_the_embedding_is_the_models_own_and_not_in_the_package(pair) -> None:
+    """Its memory is shared with the drafters; so a token that is embedded anew reads anew."""
+    eager, fast = pair
+    tree, embedding = random_tree(7, 3, random.Random(0)), eager.embed
+    before = embedding.detach().clone()
+    try:
+        with torch.no_grad():
+            embedding[7].add_(0.5)
+        one, other = (target.score(target.prefill([5, 7]), tree) for target in pair)
+        torch.testing.assert_close(other.logits, one.logits, atol=1e-3, rtol=1e-4)
+    finally:
+        with torch.no_grad():
+            embedding.copy_(before)
+    old = fast.score(fast.prefill([5, 7]), tree)
+    assert not torch.allclose(old.logits, other.logits, atol=1e-2)
 
 
 def test_accepted_paths_move_in_the_compiled_cache_too(pair) -> None:
@@ -172,6 +188,8 @@ def test_tune_compiles_once_and_later_sessions_run_it(home, tmp_path, monkeypatc
     assert [answer(session, policy) for policy in policies] == expected
     body = decoder_layers(session.model.base_model, session.target.num_layers)
     assert all(weight.is_meta for weight in body.parameters())  # not held twice
+    passes = session.networks.passes.of(session.networks.first, session.target)
+    assert "_head" not in vars(passes._eager)  # nor the head's rows
     monkeypatch.setattr(packages, "compile_pass", pytest.fail)
     assert run([*tune, "--force"]) == 0  # compiled before
     assert not open_session(choice(home, compiled=False), policies).is_compiled

@@ -15,7 +15,7 @@ from d2sd.drafters.policies import POLICIES
 from d2sd.sampling import Sampling
 from d2sd.target.masks import tree_mask, tree_positions
 from d2sd.tree import Branch, TokenTree
-from d2sd.verify import verify
+from d2sd.verify import VERIFIERS, verify
 from fakes import ScriptedProposer, context_of, spread
 from folders import save_target
 
@@ -143,6 +143,14 @@ def test_one_step_draws_what_the_code_builds(make):
 def test_the_policies_page_has_every_policy():
     page = (ROOT / "docs/policies.md").read_text()
     assert not [name for name in POLICIES if f"`{name}`" not in page]
+
+
+def test_the_methods_page_has_every_verifier_and_says_which_are_lossy():
+    page = (ROOT / "docs/methods.md").read_text()
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert {name: "lossy" not in lines[name] for name in VERIFIERS} == {
+        name: verifier.lossless for name, verifier in VERIFIERS.items()
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

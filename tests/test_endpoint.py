@@ -221,10 +221,10 @@ def test_the_one_served_model_is_found_and_several_are_listed():
         return served(lambda request, number: (200, {"data": [{"id": n} for n in names]}, {}))
 
     with models("one") as (url, mood):
-        assert served_model(Connection(Endpoint(url))) == "one"
+        assert served_model(Connection(Endpoint(url)), "--it") == "one"
     assert mood.requests == [("/v1/models", None)]
     with models("one", "two") as (url, _), pytest.raises(ValueError, match="one, two; choose"):
-        served_model(Connection(Endpoint(url)))
+        served_model(Connection(Endpoint(url)), "--it")
 
 
 def test_a_key_that_is_not_set_is_missed(monkeypatch):

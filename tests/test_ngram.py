@@ -99,3 +99,13 @@ def test_orders_that_are_no_range_are_refused():
 def test_an_empty_chain_is_refused():
     with pytest.raises(ValueError, match="length is 0"):
         NgramDrafter(length=0)
+
+
+def test_what_a_dropped_sequence_held_is_given_up():
+    """Else a server's index would grow with every answer it ever gave."""
+    ngrams = Ngrams()
+    for start in range(0, 1000, 10):
+        ngrams.copy((1, 2, *range(start, start + 10)), 4)
+    fresh = Ngrams()
+    fresh.copy((1, 2, *range(990, 1000)), 4)
+    assert ngrams._places == fresh._places

@@ -56,7 +56,8 @@ def test_every_policy_gives_the_tokens_of_plain_decoding(name, temperature):
         emitted = itertools.chain.from_iterable(step.emitted for step in steps)
         return list(itertools.islice(emitted, 60))
 
-    drafter = build_drafter(parse_policy(name), *proposers(), straight_costs())
+    policy = parse_policy(f"{name}:verifier=match")
+    drafter = build_drafter(policy, *proposers(), straight_costs())
     assert output(drafter) == output(NoDrafter())
     assert output(drafter) == output(NoDrafter())  # the same drafter serves a new sequence
 
@@ -149,7 +150,7 @@ def test_planned_needs_no_drafter_but_a_cost_table():
     [
         ("duel", "unknown policy 'duel'; choose one of none, ngram, block, best-first, dual"),
         ("", "unknown policy ''"),
-        ("none:budget=3", "policy 'none' has no option 'budget'; it takes none at all"),
+        ("none:budget=3", "policy 'none' has no option 'budget'; it takes verifier"),
         ("dual:budget=3", "policy 'dual' has no option 'budget'; it takes branches, block_size"),
         ("dual:branches=0", "option 'branches' of policy 'dual' is '0'; .* at least 1"),
         ("dual:branches=-1", "'branches' of policy 'dual' is '-1'; .* at least 1"),

@@ -15,7 +15,6 @@ from d2sd.decode import decode
 from d2sd.generate import Request, generate
 from d2sd.sampling import Sampling
 from d2sd.session import ModelChoice, open_session
-from d2sd.target.cache import CacheLayout
 from d2sd.target.compiled import CompiledPass, compile_pass
 from d2sd.target.hf import HFTarget
 from d2sd.target.quantized import WIDEST, Int8Linear, check_quantization, quantize, rounded
@@ -218,9 +217,7 @@ def test_compiled_it_multiplies_packed_integers(tmp_path) -> None:
     compile_pass(model, (), tmp_path / "target.pt2")
     assert counters["inductor"]["qlinear_weight_prepack_matcher_count"] - found == 7
     eager, fast = HFTarget(model), HFTarget(model)
-    layout = CacheLayout.of(model.config, eager.dtype, eager.device)
-    group = model.config.num_attention_heads // layout.kv_heads
-    fast.run = CompiledPass(tmp_path / "target.pt2", layout, group)
+    fast.run = CompiledPass(tmp_path / "target.pt2", model)
     prompt = [5, 17, 3, 9]
     tree = TokenTree.from_branches(9, [Branch((4, 8)), Branch((7, 7, 1))])
     one, other = (target.score(target.prefill(prompt), tree) for target in (eager, fast))

@@ -109,7 +109,7 @@ def said(target: HFTarget, prompt: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def test_a_conversation_that_goes_on_finds_its_rows_again() -> None:
-    model = tiny_model()
+    model = tiny_model("Llama")
     target, fresh = HFTarget(model), HFTarget(model)
     cache = PrefixCache(target, 10**9)
     one, two = tuple(range(1, 40)), tuple(range(50, 90))
@@ -125,7 +125,7 @@ def test_a_conversation_that_goes_on_finds_its_rows_again() -> None:
 
 
 def test_kept_rows_stay_within_their_bound() -> None:
-    target = HFTarget(tiny_model())
+    target = HFTarget(tiny_model("Llama"))
     cache = PrefixCache(target, 0)
     for start in range(3):
         prompt = tuple(range(1 + 30 * start, 31 + 30 * start))

@@ -123,7 +123,7 @@ def test_all_draws_are_made_at_once_where_transfers_are_waited_for(
     monkeypatch, device, processors, rule
 ):
     chosen = Verdict((0,), bonus=2)
-    monkeypatch.setattr(sys.modules["d2sd.verify"], rule, lambda *given: chosen)
+    monkeypatch.setattr(sys.modules["d2sd.verify.match"], rule, lambda *given: chosen)
     logits = torch.zeros(2, VOCAB, device=device)
     assert verify(grown((1,)), logits, Sampling(processors=processors), [ANCHOR]) == chosen
 

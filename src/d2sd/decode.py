@@ -9,7 +9,7 @@ from d2sd.interfaces import Drafter, Target
 from d2sd.sampling import Sampling
 from d2sd.stages import Stage, untimed
 from d2sd.tree import TokenTree
-from d2sd.verify import Verdict, verify
+from d2sd.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def decode(
         with stage("score"):
             scores = target.score(context, tree)
         with stage("verify"):
-            verdict = verify(scores.tree, scores.logits, sampling, context.tokens)
+            verdict = drafter.verify(scores.tree, scores.logits, sampling, context.tokens)
         with stage("commit"):
             context = target.commit(context, scores, verdict)
         yield Step(scores.tree, verdict)

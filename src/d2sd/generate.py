@@ -147,6 +147,7 @@ class WithinRoom(Drafter):
     def __init__(self, inner: Drafter, end: int) -> None:
         self.inner = inner
         self.end = end
+        self.verify = inner.verify
 
     def draft(self, context: Context) -> TokenTree:
         deepest = self.end - len(context.tokens) - 1  # the bonus needs a place too

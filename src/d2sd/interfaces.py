@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from d2sd.tree import TokenTree
-from d2sd.verify import Verdict
+from d2sd.verify import MATCH, Verdict, Verifier
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ class Target(ABC):
 
 class Drafter(ABC):
     """Proposes candidates for the next tokens. Holds the state of one sequence."""
+
+    verify: Verifier = MATCH
+    """Chooses the path in its trees. The default is exact for any tree."""
 
     @abstractmethod
     def draft(self, context: Context) -> TokenTree:

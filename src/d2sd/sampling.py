@@ -57,7 +57,8 @@ class Sampling:
     node, so penalties and grammar masks mean what they mean in plain decoding. Randomness is
     consumed once per emitted token whatever the tree, so with equal seeds every policy emits the
     tokens that plain decoding would. `draw` takes it from `rng`, row by row; `draw_all` from
-    `noise`, whose seed comes from `rng`. The two give different tokens of the same law.
+    `noise`, whose seed comes from `rng`. The two give different tokens of the same law. Verifiers
+    for drawn trees take `coin` and `pick` from `rng`, as often as they need.
     """
 
     temperature: float = 0.0
@@ -102,6 +103,21 @@ class Sampling:
         probs = filtered(logits.float() / self.temperature, self)
         noise = self.noise.ahead(max(depths) + 1, logits.shape[1], logits.device, self.rng)
         return (probs / noise[_uploaded(depths, logits.device)]).argmax(-1)
+
+    def probs(self, logits: Float[Tensor, " vocab"], history: Sequence[int]) -> Tensor:
+        """The law that `draw` draws from [vocab], float64, on the CPU; at temperature 0 certain."""
+        logits = self._processed(logits, history).double()
+        if self.temperature > 0:
+            return filtered(logits / self.temperature, self).cpu()
+        return torch.zeros_like(logits, device="cpu").index_fill_(0, favourites(logits).cpu(), 1)
+
+    def coin(self, chance: float) -> bool:
+        """True with this probability; surely from 1 on."""
+        return float(torch.rand((), generator=self.rng, dtype=torch.float64)) < chance
+
+    def pick(self, weights: Float[Tensor, " vocab"]) -> int:
+        """A token by these weights, which need not sum to 1."""
+        return int(torch.multinomial(weights, 1, generator=self.rng))
 
     def _processed(
         self, logits: Float[Tensor, " vocab"], history: Sequence[int]

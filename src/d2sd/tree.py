@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+
+from d2sd.draws import NOT_DRAWN, Draws, by_parent
 
 
 @dataclass(frozen=True)
@@ -20,16 +22,28 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """The first pass's most probable tokens, and how many are most likely accepted."""
+
+    tokens: tuple[int, ...]
+    boundary: int
+
+
+@dataclass(frozen=True)
 class TokenTree:
     """Candidates for the next tokens, equal prefixes merged. Node 0 is the anchor.
 
     Nodes are in topological order: `parents[n] < n` for n ≥ 1 and `parents[0] == -1`, so any
     leading part of a tree is a tree. `sources[n]` names the proposer that first drafted node n.
+    `chain` is for who looks on: no step depends on it, and trees equal up to it are equal.
+    `draws` says how nodes were drawn; those that were not are a function of the context.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     sources: tuple[str, ...]
+    chain: Chain | None = field(default=None, compare=False)
+    draws: Draws = NOT_DRAWN
 
     @classmethod
     def from_branches(cls, anchor: int, branches: Iterable[Branch]) -> TokenTree:
@@ -56,6 +70,11 @@ class TokenTree:
         pairs = zip(self.parents[1:], self.tokens[1:], strict=True)
         return {pair: node for node, pair in enumerate(pairs, 1)}
 
+    @cached_property
+    def below(self) -> tuple[tuple[int, ...], ...]:
+        """The children of every node, in the order they were added."""
+        return by_parent(self.parents)
+
     def visibility(self) -> Bool[Tensor, "nodes nodes"]:
         """Row n is True at the ancestors of node n and at n itself."""
         count = len(self)
@@ -68,6 +87,10 @@ class TokenTree:
                 rows[start : start + node] = rows[above : above + node]
             rows[start + node] = 1
         return torch.frombuffer(seen, dtype=torch.bool).view(count, count)
+
+    def drafted_from(self, chain: Chain | None) -> TokenTree:
+        """The same tree with this chain."""
+        return replace(self, chain=chain)
 
     def tokens_on(self, path: Sequence[int]) -> tuple[int, ...]:
         """Tokens on a path of nodes that starts at the anchor, the anchor left out."""
@@ -87,16 +110,23 @@ class TokenTree:
         if max(self.depths) <= deepest:
             return self
         kept = [node for node, depth in enumerate(self.depths) if depth <= deepest]
-        place = {node: number for number, node in enumerate(kept)} | {-1: -1}
+        place = {node: number for number, node in enumerate(kept)}
         return TokenTree(
             tuple(self.tokens[node] for node in kept),
-            tuple(place[self.parents[node]] for node in kept),
+            tuple(place.get(self.parents[node], -1) for node in kept),
             tuple(self.sources[node] for node in kept),
+            self.chain,
+            self.draws.kept(place),
         )
 
     def first(self, nodes: int) -> TokenTree:
-        """The tree of the first `nodes` nodes, anchor included."""
-        return TokenTree(self.tokens[:nodes], self.parents[:nodes], self.sources[:nodes])
+        """The tree of the first `nodes` nodes, anchor included.
+
+        Not of a drawn tree: which nodes come first depends there on what was drawn.
+        """
+        assert self.draws is NOT_DRAWN
+        cut = self.tokens[:nodes], self.parents[:nodes], self.sources[:nodes]
+        return TokenTree(*cut, self.chain)
 
 
 class TreeBuilder:

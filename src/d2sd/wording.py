@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 Message = dict[str, str]
 """One turn of a conversation: its role and its content."""
 
@@ -19,9 +21,12 @@ def chat_ids(
             "prompt as plain text"
         )
     flags = {} if thinking is None else {"enable_thinking": thinking}
-    text = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True, **flags
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, **flags
+        )
+    except TemplateError as error:
+        raise ValueError(f"the chat template of {name} refuses the conversation: {error}") from None
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

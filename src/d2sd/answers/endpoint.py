@@ -6,7 +6,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from threading import Event
@@ -101,13 +101,41 @@ class Connection:
                 raise RefusedError(f"{self._endpoint.url}{path} failed{times}: {words}", code)
             self._closed.wait(_pause(pause, self._endpoint.wait * 2 ** (tried - 1)))
 
-    def _once(self, path: str, values: Mapping[str, object] | None) -> Any:
+    def stream(self, path: str, values: Mapping[str, object]) -> Generator[Any, None, None]:
+        """The server-sent events that answer a POST of `values`, as JSON, up to the last one.
+
+        Closing the iterator closes the connection. Tried once: what was shown cannot be taken
+        back. Raises RefusedError when the stream fails or ends too early.
+        """
+        where = f"{self._endpoint.url}{path}"
+        try:
+            with self._opened(path, values) as reply:
+                for line in reply:
+                    words = line.decode(errors="replace").strip()
+                    if words == "data: [DONE]":
+                        return
+                    if words.startswith("data:"):
+                        yield json.loads(words.removeprefix("data:"))
+        except urllib.error.HTTPError as error:
+            with error:
+                raise RefusedError(f"{where} failed: {self._said(error)}", error.code) from None
+        except (OSError, HTTPException) as error:
+            words = str(getattr(error, "reason", error)) or type(error).__name__
+            raise RefusedError(f"{where} failed: {words}") from None
+        except json.JSONDecodeError:
+            raise RefusedError(f"{where} streams something else than JSON") from None
+        raise RefusedError(f"{where} failed: the stream ended before its last event")
+
+    def _opened(self, path: str, values: Mapping[str, object] | None) -> Any:
         headers = {"Content-Type": "application/json"}
         if self._endpoint.key:
             headers["Authorization"] = f"Bearer {self._endpoint.key}"
         body = None if values is None else json.dumps(values).encode()
         request = urllib.request.Request(self._endpoint.url.rstrip("/") + path, body, headers)
-        with urllib.request.urlopen(request, timeout=self._endpoint.timeout) as reply:
+        return urllib.request.urlopen(request, timeout=self._endpoint.timeout)
+
+    def _once(self, path: str, values: Mapping[str, object] | None) -> Any:
+        with self._opened(path, values) as reply:
             text = reply.read()
         try:
             return json.loads(text)
@@ -128,6 +156,13 @@ class Connection:
         return " ".join(f"{error.code} {error.reason} {text}".split())[:300]
 
 
+def new_text(event: Mapping[str, Any]) -> str:
+    """The new text of a chat's event. Raises RefusedError where it says that the server failed."""
+    if "error" in event:
+        raise RefusedError(str(event["error"].get("message", event["error"])))
+    return "".join(one.get("delta", {}).get("content") or "" for one in event.get("choices", ()))
+
+
 def _pause(asked: str | None, ours: float) -> float:
     try:
         return min(float(asked), LONGEST_PAUSE) if asked else ours
@@ -135,8 +170,11 @@ def _pause(asked: str | None, ours: float) -> float:
         return ours
 
 
-def served_model(connection: Connection) -> str:
-    """The one model that a server has. Raises ValueError where it has several or doesn't say."""
+def served_model(connection: Connection, option: str) -> str:
+    """The one model that a server has.
+
+    Raises ValueError where it has several or doesn't say; `option` is what chooses one then.
+    """
     listed = connection.ask("/models")
     try:
         names = [model["id"] for model in listed["data"]]
@@ -145,7 +183,7 @@ def served_model(connection: Connection) -> str:
     if len(names) != 1:
         raise ValueError(
             f"the endpoint serves {', '.join(names) or 'no model that it names'}; choose one with "
-            "--endpoint-model"
+            f"{option}"
         )
     return str(names[0])
 

@@ -25,6 +25,7 @@ from d2sd.drafters.policies import Policy
 from d2sd.generate import Generation, Request, generate
 from d2sd.interfaces import Drafter
 from d2sd.session import Session
+from d2sd.verify import MATCH
 
 EXACT = (torch.float32, torch.float64)
 
@@ -84,9 +85,10 @@ def audit(
 ) -> Audit:
     """Answer every prompt with `policy` and check every token.
 
-    Raises ValueError for a temperature above 0 in half precision, where neither check can decide.
+    Raises ValueError for a temperature above 0 where neither check can decide: in half precision,
+    and under a verifier that does not take plain decoding's draws.
     """
-    checks = _checks(session, workload)
+    checks = _checks(session, policy, workload)
     ask = _asking(session, session.drafter(policy, workload.sampling.temperature))
     tokens = 0
     misses: list[Miss] = []
@@ -150,8 +152,14 @@ def ulp(value: float, dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps * 2.0**exponent)
 
 
-def _checks(session: Session, workload: Workload) -> tuple[str, ...]:
+def _checks(session: Session, policy: Policy, workload: Workload) -> tuple[str, ...]:
     greedy = workload.sampling.temperature == 0
+    if not greedy and policy.verifier is not MATCH:
+        raise ValueError(
+            f"temperature {workload.sampling.temperature} cannot be verified token by token under "
+            f"the verifier {policy.verifier.name!r}, whose draws are its own; use temperature 0, "
+            "or --verifier match"
+        )
     exact = session.target.dtype in EXACT
     if not (greedy or exact):
         raise ValueError(

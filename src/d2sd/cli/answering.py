@@ -13,6 +13,7 @@ from d2sd.drafters.policies import Policy
 from d2sd.generate import Generation, Request, generate
 from d2sd.session import Session
 from d2sd.stages import Split, Stages, split
+from d2sd.verify import MATCH
 
 WARM_UP_TOKENS = 8
 
@@ -37,6 +38,7 @@ class Gain:
     plain: Generation
     speedup: float
     identical: bool
+    sampled: bool
 
 
 def answer(
@@ -73,6 +75,7 @@ def gain(session: Session, request: Request, ours: Generation) -> Gain:
         plain,
         speedup=ours.tokens_per_second / plain.tokens_per_second,
         identical=ours.token_ids == plain.token_ids,
+        sampled=request.sampling.temperature > 0,
     )
 
 
@@ -95,6 +98,8 @@ def as_json(
         "stages": ours.stages,
         "split": split_json(ours.split),
         "policy": policy.text,
+        "verifier": policy.verifier.name,
+        "lossless": policy.verifier.lossless,
         "model": session.name,
         "dtype": str(session.target.dtype).removeprefix("torch."),
         "device": str(session.target.device),
@@ -116,7 +121,7 @@ def print_summary(session: Session, policy: Policy, ours: Answer, gained: Gain |
     """One line of figures, one of stages, and the comparison, on standard error."""
     generation = ours.generation
     figures = [
-        f"[bold]{policy.text}[/]",
+        f"[bold]{policy.text}[/]" + ("" if policy.verifier.lossless else " [bold red]lossy[/]"),
         f"[bold]{generation.tokens_per_second:.1f} tokens/s[/]",
         f"acceptance length [bold]{generation.acceptance_length:.2f}[/]",
         f"{generation.new_tokens} tokens in {generation.steps} steps",
@@ -128,7 +133,7 @@ def print_summary(session: Session, policy: Policy, ours: Answer, gained: Gain |
     if generation.finish_reason == "length":
         notes.print("cut at the length limit (--max-new-tokens)", style="dim")
     if gained is not None:
-        same = "identical tokens" if gained.identical else difference(generation, gained.plain)
+        same = likeness(policy, generation, gained)
         notes.print(
             f"none: {gained.plain.tokens_per_second:.1f} tokens/s → [bold]{gained.speedup:.2f} × "
             f"as fast[/], {same}"
@@ -141,6 +146,18 @@ def time_line(ours: Answer) -> str:
         f"prefill {ours.generation.prefill_seconds:.2f} s · a step "
         f"{ours.split.milliseconds():.1f} ms, {ours.split.overhead:.1%} of it outside the passes"
     )
+
+
+def likeness(policy: Policy, ours: Generation, gained: Gain) -> str:
+    """Whether both answers are the same, and if not, whether they should be."""
+    verifier = policy.verifier
+    if gained.identical:
+        return "identical tokens"
+    if not verifier.lossless:
+        return f"other tokens: the verifier {verifier.name} is lossy"
+    if gained.sampled and verifier is not MATCH:
+        return f"other tokens of the same law: the verifier {verifier.name} has draws of its own"
+    return difference(ours, gained.plain)
 
 
 def difference(ours: Generation, plain: Generation) -> str:

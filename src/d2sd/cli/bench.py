@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from d2sd.cli.options import (
     OUTPUT,
     PROMPTS,
     SAMPLING,
+    AllowLossy,
     DrawOptions,
     Json,
     ModelOptions,
@@ -18,7 +19,7 @@ from d2sd.cli.options import (
     option,
 )
 
-CONTENDERS = "Contenders"
+CONTENDERS, SERVERS = "Contenders", "Servers"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class ContenderOptions:
             "LIST",
         ),
     ] = None
+    allow_lossy: AllowLossy = False
     peers: Annotated[
         str | None,
         option(
@@ -125,33 +127,74 @@ class BenchSampling(DrawOptions):
     ] = False
 
 
+@dataclass(frozen=True)
+class ServerOptions:
+    """Servers instead of policies."""
+
+    backend: Annotated[
+        str,
+        option(
+            "--backend",
+            SERVERS,
+            "here: policies in this process; openai: servers of OpenAI's protocol under load.",
+            "KIND",
+        ),
+    ] = "here"
+    base_url: Annotated[
+        list[str],
+        option(
+            "--base-url",
+            SERVERS,
+            "A server, as NAME=http://host:port/v1 or without a name; may be given again.",
+            "URL",
+        ),
+    ] = field(default_factory=list)
+    concurrency: Annotated[
+        str, option("--concurrency", SERVERS, "Numbers of clients at once.", "LIST")
+    ] = "1,2,4,8,16,32"
+
+
+@dataclass(frozen=True)
+class BenchOutput:
+    """Where results go."""
+
+    out: Annotated[
+        Path | None,
+        option(
+            "--out",
+            OUTPUT,
+            "Write results.json, report.md, report.html and plots here; a killed run goes on. Of "
+            "servers: sweep.json.",
+            "DIR",
+        ),
+    ] = None
+    as_json: Json = False
+
+
 @grouped
 def bench(
     suites: SuiteOptions,
     contenders: ContenderOptions,
     model: ModelOptions,
     sampling: BenchSampling,
-    out: Annotated[
-        Path | None,
-        option(
-            "--out",
-            OUTPUT,
-            "Write results.json, report.md, report.html and plots here; a killed run goes on.",
-            "DIR",
-        ),
-    ] = None,
-    as_json: Json = False,
+    servers: ServerOptions,
+    output: BenchOutput,
 ) -> None:
     """Measure ways of drafting, and other programs, against each other.
 
     Every prompt is answered by every contender in turn, in one process, by the same target.
     """
+    if servers.backend != "here" or servers.base_url:
+        from d2sd.cli.sweeping import swept
+
+        swept(suites, sampling, servers, output)
+        return
     from d2sd.cli.benching import measured
     from d2sd.cli.comparison import print_results
     from d2sd.cli.terminal import note, print_json
 
-    results, written = measured(suites, contenders, model, sampling, out)
-    if as_json:
+    results, written = measured(suites, contenders, model, sampling, output.out)
+    if output.as_json:
         print_json(results.to_json())
     else:
         print_results(results)

@@ -18,7 +18,7 @@ from d2sd.cli.bench import BenchSampling, ContenderOptions, SuiteOptions
 from d2sd.cli.opening import draws_at, opened
 from d2sd.cli.options import ModelOptions
 from d2sd.cli.progress import meter
-from d2sd.drafters.policies import parse_policies, parse_policy
+from d2sd.drafters.policies import Policy, parse_policies, parse_policy
 from d2sd.journal import Journal
 from d2sd.report import write_report
 from d2sd.session import Session
@@ -38,7 +38,7 @@ def measured(
     if suites.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {suites.max_new_tokens}; it must be 1 or more")
     prompts = prompts_of(suites, contenders.study)  # before what takes long: they may be wrong
-    policies = parse_policies(contenders.policies or POLICIES)
+    policies = _given(contenders)
     peers = contenders.peers or ("all" if contenders.study == "main" else "none")
     session = opened(model, policies, whole=peers != "none")
     order = ordered(suites, contenders, sampling, _study(contenders, session))
@@ -50,10 +50,15 @@ def measured(
         return results, [] if out is None else written(results, out)
 
 
+def _given(contenders: ContenderOptions) -> list[Policy]:
+    """The policies that the options name, or the usual ones."""
+    return parse_policies(contenders.policies or POLICIES, contenders.allow_lossy)
+
+
 def _study(contenders: ContenderOptions, session: Session) -> Study:
     """The named study, or one of what the options say."""
     if contenders.study is None:
-        texts = tuple(p.text for p in parse_policies(contenders.policies or POLICIES))
+        texts = tuple(p.text for p in _given(contenders))
         return Study("", texts, suites=(SAMPLE,))
     first = session.networks.first
     if first is None:
@@ -69,7 +74,7 @@ def ordered(
 ) -> Order:
     """What the options ask for, the prompts apart; where they are silent, what the study does."""
     chosen = (
-        tuple(parse_policies(contenders.policies))
+        tuple(_given(contenders))
         if contenders.policies
         else tuple(map(parse_policy, study.policies))
     )

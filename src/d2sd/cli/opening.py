@@ -18,6 +18,7 @@ from d2sd.cli.options import (
     PolicyOptions,
     PromptsOptions,
     SamplingOptions,
+    policy_text,
 )
 from d2sd.cli.terminal import note, notes
 from d2sd.drafters.policies import Policy, parse_policy
@@ -52,13 +53,8 @@ def opened(
 
 
 def chosen_policy(options: PolicyOptions) -> Policy:
-    """The policy with what `--branches` and `--budget` add to it."""
-    extra = [
-        f":{name}={value}"
-        for name, value in (("branches", options.branches), ("budget", options.budget))
-        if value is not None
-    ]
-    return parse_policy(options.policy + "".join(extra))
+    """The policy with what `--branches`, `--budget` and `--verifier` add to it."""
+    return parse_policy(policy_text(options), options.allow_lossy)
 
 
 def sampling_of(options: SamplingOptions) -> Sampling:

@@ -81,6 +81,12 @@ class ModelOptions:
     ] = "none"
 
 
+AllowLossy = Annotated[
+    bool,
+    option("--allow-lossy", DRAFTING, "Let a verifier change what the model says."),
+]
+
+
 @dataclass(frozen=True)
 class PolicyOptions:
     """One drafting policy."""
@@ -90,8 +96,9 @@ class PolicyOptions:
         option(
             "--policy",
             DRAFTING,
-            "planned (chooses step by step), none, ngram, block, best-first, dual or merged, with "
-            "options after a colon, such as dual:branches=2.",
+            "planned (chooses step by step), none, ngram, block, best-first, dual, merged, or for "
+            "sampled decoding drawn, drawn-tree, lattice or hybrid; with options after a colon, "
+            "such as dual:branches=2.",
             "POLICY",
         ),
     ] = "planned"
@@ -103,6 +110,25 @@ class PolicyOptions:
         int | None,
         option("--budget", DRAFTING, "How many nodes the target may have to score.", "N"),
     ] = None
+    verifier: Annotated[
+        str | None,
+        option(
+            "--verifier",
+            DRAFTING,
+            "What chooses the path: match (exact for any tree), token, block, multi-round or "
+            "traversal (exact, see docs/methods.md), typical or near-best (lossy). Default: the "
+            "policy's own.",
+            "NAME",
+        ),
+    ] = None
+    allow_lossy: AllowLossy = False
+
+
+def policy_text(options: PolicyOptions) -> str:
+    """The policy with what `--branches`, `--budget` and `--verifier` add to it."""
+    added = {"branches": options.branches, "budget": options.budget, "verifier": options.verifier}
+    extra = [f":{name}={value}" for name, value in added.items() if value is not None]
+    return options.policy + "".join(extra)
 
 
 @dataclass(frozen=True)
@@ -121,7 +147,13 @@ class DrawOptions:
         option("--min-p", SAMPLING, "Leave out tokens below this share of the best one.", "P"),
     ] = 0.0
     seed: Annotated[
-        int, option("--seed", SAMPLING, "Equal seeds give equal answers, whatever the policy.", "N")
+        int,
+        option(
+            "--seed",
+            SAMPLING,
+            "Equal seeds give equal answers, whatever the policy, with the verifier match.",
+            "N",
+        ),
     ] = 0
 
 
@@ -186,12 +218,24 @@ Json = Annotated[
 ]
 
 
+class Given(frozenset[str]):
+    """The names of the options that were typed, for commands that must tell them from defaults."""
+
+    @classmethod
+    def of(cls, context: Any) -> Given:
+        """Those of Typer's context."""
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        return cls(name for name, source in sources.items() if source.name != "DEFAULT")
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command for Typer whose parameters of a group's type become the group's options."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    given = {name: typer.Context for name, hint in hints.items() if hint is Given}
 
     def run(**values: Any) -> None:
+        values |= {name: Given.of(values[name]) for name in given}
         made = {
             name: group(**{part.name: values.pop(part.name) for part in fields(group)})
             for name, group in groups.items()
@@ -204,7 +248,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             parameters += _parameters_of(groups[parameter.name])
         else:
             kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
+            hint = given.get(parameter.name, hints[parameter.name])
+            parameters.append(parameter.replace(kind=kind, annotation=hint))
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

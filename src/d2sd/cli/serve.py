@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Annotated
 
 from d2sd.cli.options import ModelOptions, PolicyOptions, grouped, option
@@ -18,7 +19,9 @@ class ServerOptions:
     host: Annotated[
         str, option("--host", SERVER, "The address to listen on; 0.0.0.0 for all.", "ADDRESS")
     ] = "127.0.0.1"
-    port: Annotated[int, option("--port", SERVER, "The port to listen on.", "PORT")] = 8000
+    port: Annotated[
+        int, option("--port", SERVER, "The port to listen on; 0: a free one.", "PORT")
+    ] = 8000
     api_key: Annotated[
         str | None,
         option(
@@ -58,6 +61,7 @@ def serve(model: ModelOptions, drafting: PolicyOptions, server: ServerOptions) -
 
     try:
         from d2sd.serve.app import create_app
+        from d2sd.serve.running import listening
         from d2sd.serve.running import serve as run
         from d2sd.serve.service import Limits, Service
     except ImportError as error:
@@ -69,7 +73,14 @@ def serve(model: ModelOptions, drafting: PolicyOptions, server: ServerOptions) -
     limits = Limits(
         server.max_queue, server.max_tokens, server.timeout, server.prefix_cache * 2**20
     )
-    service = Service(opened(model, [policy]), policy, limits)
-    app = create_app(service, server.api_key or os.environ.get("D2SD_API_KEY"))
-    note(f"http://{server.host}:{server.port} is open; Ctrl-C ends it")
-    run(app, service, server.host, server.port, server.grace)
+    if not server.grace >= 0:
+        raise ValueError(f"the grace time is {server.grace}; it must be 0 or more")
+    key = server.api_key or os.environ.get("D2SD_API_KEY")
+    with listening(server.host, server.port) as door:  # said before a model is loaded in vain
+        service = Service(opened(model, [policy]), policy, limits)
+        host, port, *_ = door.getsockname()
+        shown = f"[{host}]" if ":" in host else host
+        note(f"http://{shown}:{port} is open; Ctrl-C ends it")
+        if key is None and not ip_address(host).is_loopback:
+            note("whoever reaches this machine can use it; --api-key asks for a key")
+        run(create_app(service, key), service, door, server.grace)

@@ -102,7 +102,7 @@ def _served(
     assert server.endpoint is not None
     key = key_from(server.api_key_env)
     endpoint = Endpoint(server.endpoint, key, parallel=server.concurrency)
-    name = server.endpoint_model or served_model(Connection(endpoint))
+    name = server.endpoint_model or served_model(Connection(endpoint), "--endpoint-model")
     try:
         described = transformers.GenerationConfig.from_pretrained(folder)
     except OSError:  # no such file beside the tokenizer

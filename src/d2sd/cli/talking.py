@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from d2sd.cli.terminal import note, notes, say
-from d2sd.generate import Generation, Piece, Request, generate
+from d2sd.generate import Generation, Request, generate
 from d2sd.interfaces import Drafter
 from d2sd.sampling import Sampling
 from d2sd.session import Message, Session
@@ -18,8 +19,38 @@ from d2sd.session import Message, Session
 HELP = "/clear forgets the conversation · /exit or Ctrl-D ends it · Ctrl-C stops an answer"
 
 
-class Conversation:
-    """Messages so far. Target and drafter stay the same, so a turn reads only what is new."""
+Show = Callable[[str], object]
+"""Is given an answer's text piece by piece; True from it ends the answer there."""
+
+
+class Conversation(ABC):
+    """Messages so far, and whoever answers them."""
+
+    def __init__(self, system: str | None) -> None:
+        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.messages = list(self._system)
+
+    def clear(self) -> None:
+        """Forget everything but what the model was told first."""
+        self.messages = list(self._system)
+
+    @abstractmethod
+    def turn(self, text: str, show: Show) -> str:
+        """Answer `text`; gives the figures of the answer in a line.
+
+        The answer is kept in `messages`, a cancelled one as far as it came. Raises ValueError
+        when there is none; then `messages` is what it was.
+        """
+
+    def _asked(self, text: str) -> list[Message]:
+        return [*self.messages, {"role": "user", "content": text}]
+
+    def _keep(self, asked: list[Message], answer: str) -> None:
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
+
+
+class LocalConversation(Conversation):
+    """With a model in this process: target and drafter stay, so a turn reads only what is new."""
 
     def __init__(
         self,
@@ -29,27 +60,31 @@ class Conversation:
         max_new_tokens: int,
         system: str | None,
     ) -> None:
+        super().__init__(system)
         self._session, self._drafter = session, drafter
         self._request = Request((), sampling, max_new_tokens, session.stop_tokens)
-        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
-        self.messages = list(self._system)
 
-    def clear(self) -> None:
-        """Forget everything but what the model was told first."""
-        self.messages = list(self._system)
+    def turn(self, text: str, show: Show) -> str:
+        answer = self.reply(text, show)
+        return (
+            f"{'stopped · ' * (answer.finish_reason == 'cancelled')}{answer.new_tokens} tokens · "
+            f"{answer.tokens_per_second:.1f} tokens/s · acceptance length "
+            f"{answer.acceptance_length:.2f} · prompt of {answer.prompt_tokens} tokens read in "
+            f"{answer.prefill_seconds:.2f} s"
+        )
 
-    def reply(self, text: str, on_piece: Callable[[Piece], object]) -> Generation:
-        """The answer to `text`; a cancelled one is kept as far as it came."""
-        messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        request = replace(self._request, prompt=self._session.chat_prompt(messages))
+    def reply(self, text: str, show: Show) -> Generation:
+        """The answer to `text`."""
+        asked = self._asked(text)
+        request = replace(self._request, prompt=self._session.chat_prompt(asked))
         answer = generate(
             self._session.target,
             self._drafter,
             request,
             self._session.tokenizer,
-            on_piece=on_piece,
+            on_piece=lambda piece: show(piece.text),
         )
-        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        self._keep(asked, answer.text)
         return answer
 
 
@@ -88,22 +123,17 @@ def _line(asked_at_terminal: bool) -> str | None:
 def _answer(conversation: Conversation, text: str) -> None:
     with interruptible() as interrupted:
 
-        def show(piece: Piece) -> bool:
-            say(piece.text)
+        def show(piece: str) -> bool:
+            say(piece)
             return interrupted()
 
         try:
-            answer = conversation.reply(text, show)
-        except ValueError as error:  # the conversation has outgrown the model's context
+            figures = conversation.turn(text, show)
+        except ValueError as error:  # such as a conversation that has outgrown the context
             notes.print(f"{error}, or start anew with /clear", markup=False)
             return
     say("\n")
-    note(
-        f"{'stopped · ' * (answer.finish_reason == 'cancelled')}{answer.new_tokens} tokens · "
-        f"{answer.tokens_per_second:.1f} tokens/s · acceptance length "
-        f"{answer.acceptance_length:.2f} · prompt of {answer.prompt_tokens} tokens read in "
-        f"{answer.prefill_seconds:.2f} s"
-    )
+    note(figures)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class ThreeLevelDrafter(Drafter):
             *as_branches(second, "second"),
             *as_branches(third, "third"),
         ]
-        return TokenTree.from_branches(context.anchor, branches)
+        return TokenTree.from_branches(context.anchor, branches).drafted_from(first.chain)
 
 
 def likely_second_breaks(

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from heapq import heappop, heappush, heapreplace
 
+from d2sd.drafters.boundary import expected_boundary
 from d2sd.drafters.proposer import Candidates, Proposal, Proposer
 from d2sd.interfaces import Context, Drafter
-from d2sd.tree import TokenTree
+from d2sd.tree import Chain, TokenTree
 
 FEW = 16
 """Candidates of a slot that are fetched at once; a tree seldom takes so many children of a node."""
@@ -32,7 +33,8 @@ class BestFirstDrafter(Drafter):
     def draft(self, context: Context) -> TokenTree:
         proposal = self._proposer.propose(context, [(context.anchor,)], self._block_size)
         [row] = fetched_rows(proposal, [()], ["first"])
-        return ranked_tree(context.anchor, linked(row), self._budget)
+        tree = ranked_tree(context.anchor, linked(row), self._budget)
+        return tree.drafted_from(row.chain)
 
 
 def best_first_tree(anchor: int, candidates: Candidates, budget: int) -> TokenTree:
@@ -54,6 +56,13 @@ class RankedRow:
     probs: list[list[float]]
     source: str
     more: Callable[[int, int], tuple[list[int], list[float]]] | None = None
+
+    @property
+    def chain(self) -> Chain:
+        """Its most probable tokens, and where they will most likely break."""
+        own = slice(len(self.kept), None)
+        tokens = tuple([tokens[0] for tokens in self.tokens[own]])
+        return Chain(tokens, expected_boundary([probs[0] for probs in self.probs[own]]))
 
 
 def ranked_rows(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from d2sd.drafters.boundary import expected_boundary
 from d2sd.drafters.proposer import Proposer
 from d2sd.interfaces import Context, Drafter
-from d2sd.tree import Branch, TokenTree
+from d2sd.tree import Branch, Chain, TokenTree
 
 
 class BlockDrafter(Drafter):
@@ -22,7 +23,8 @@ class BlockDrafter(Drafter):
 
     def draft(self, context: Context) -> TokenTree:
         [row] = fill(self._proposer, context, [()], self._block_size)
-        return TokenTree.from_branches(context.anchor, [Branch(row.tokens, "first")])
+        tree = TokenTree.from_branches(context.anchor, [Branch(row.tokens, "first")])
+        return tree.drafted_from(row.chain)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class FilledRow:
     def tokens(self) -> tuple[int, ...]:
         """All tokens after the anchor."""
         return self.kept + self.rest
+
+    @property
+    def chain(self) -> Chain:
+        """The tokens it chose, and where they will most likely break."""
+        return Chain(self.rest, expected_boundary(self.confidence.tolist()))
 
 
 def fill(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,3 +31,17 @@ def likely_boundaries(posterior: Float[Tensor, " drafted"], branches: int) -> li
     """
     order = posterior.sort(descending=True, stable=True).indices
     return [int(boundary) for boundary in order[:branches].tolist()]
+
+
+def expected_boundary(confidence: Sequence[float]) -> int:
+    """The most probable boundary, that all are accepted included: the mode of Eq. 4.
+
+    Of equally probable ones the shallowest. On the host, because it is asked for at every step.
+    """
+    reach, chance, expected = 1.0, -1.0, 0
+    for boundary, sure in enumerate(confidence):
+        breaks = reach * (1 - sure)
+        if breaks > chance:
+            chance, expected = breaks, boundary
+        reach *= sure
+    return len(confidence) if reach > chance else expected

@@ -14,13 +14,18 @@ from torch.export import Dim
 from d2sd.aot import FEWEST, Marker, compile_program
 from d2sd.attention import Attended, attention_with_lse, merge
 from d2sd.drafters.network import Attend, DraftNetwork, KeyValues, attend
-from d2sd.drafters.passes import ContextRows, DraftPass, EagerDraftPass, narrowed, scaled
+from d2sd.drafters.passes import (
+    ContextRows,
+    DraftPass,
+    EagerDraftPass,
+    key_values,
+    narrowed,
+    scaled,
+)
 
 READ, DRAFT = "read.pt2", "draft.pt2"
 ROWS = (2, 4, 6, 8)
 """Rows that a pass is padded to; more are rounded up to a multiple of 4."""
-READ_ROWS = (2, 4, 8, 16)
-"""Rows of features that a reading is padded to; longer ones, such as prompts, are left to eager."""
 
 
 def flash_attend(
@@ -86,9 +91,7 @@ class Reading(nn.Module):
         self, features: Float[Tensor, "rows taps hidden"], positions: Int[Tensor, " rows"]
     ) -> tuple[Tensor, Tensor]:
         """Both [layers, kv_heads, rows, dim]."""
-        layers = self.network.read(features[None], positions[None])
-        keys, values = zip(*((layer.keys[0], layer.values[0]) for layer in layers), strict=True)
-        return torch.stack(keys), torch.stack(values)
+        return key_values(self.network, features, positions)
 
 
 def compile_draft(network: DraftNetwork, head: nn.Module, folder: Path) -> None:
@@ -138,7 +141,7 @@ def is_compiled(folder: Path) -> bool:
 
 
 class CompiledDraftPass(DraftPass):
-    """Runs what `compile_draft` wrote; the first two rows of a context, and prompts, by `eager`."""
+    """Runs what `compile_draft` wrote; blocks behind a context of less than two rows by `eager`."""
 
     def __init__(self, folder: Path, eager: EagerDraftPass) -> None:
         self._draft = torch._inductor.aoti_load_package(str(folder / DRAFT))
@@ -146,21 +149,13 @@ class CompiledDraftPass(DraftPass):
         self._eager = eager
         self._marker = Marker(eager.device)
 
-    def read(self, features: Float[Tensor, "rows taps hidden"], context: ContextRows) -> None:
-        count, start = len(features), context.length
-        if count > READ_ROWS[-1]:
-            self._eager.read(features, context)
-            return
-        size = next(size for size in READ_ROWS if size >= count)
-        padded = torch.zeros(
-            size, *features.shape[1:], dtype=context.keys.dtype, device=features.device
-        )
-        padded[:count] = features
-        positions = torch.arange(start, start + size, device=features.device)
-        own_keys, own_values = self._read(padded, positions)
-        keys, values = context.extended(count)
-        keys.copy_(own_keys[:, :, :count])
-        values.copy_(own_values[:, :, :count])
+    def key_values(
+        self, features: Float[Tensor, "rows taps hidden"], positions: Int[Tensor, " rows"]
+    ) -> tuple[
+        Float[Tensor, "layers kv_heads rows dim"], Float[Tensor, "layers kv_heads rows dim"]
+    ]:
+        keys, values = self._read(features, positions)
+        return keys, values
 
     def __call__(
         self,

@@ -50,7 +50,7 @@ class DualDrafter(Drafter):
         kept = [first.rest[:boundary] for boundary in self._boundaries(first)]
         redrafts = fill(self._second, context, kept, self._second_block_size)
         branches = [Branch(first.rest, "first"), *as_branches(redrafts)]
-        return TokenTree.from_branches(context.anchor, branches)
+        return TokenTree.from_branches(context.anchor, branches).drafted_from(first.chain)
 
     def _boundaries(self, first: FilledRow) -> list[int]:
         boundaries = self._choose(rejection_posterior(first.confidence), self._branches)

@@ -55,7 +55,8 @@ class MergedDrafter(Drafter):
         kept = self._anchors(first, self._branches)
         sources = [second_source(first, tokens) for tokens in kept]
         second = self._rows(self._second, context, kept, sources) if kept else []
-        return merged_tree(context.anchor, [first, *second], self._budget)
+        tree = merged_tree(context.anchor, [first, *second], self._budget)
+        return tree.drafted_from(first.chain)
 
     def _rows(
         self,

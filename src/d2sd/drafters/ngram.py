@@ -73,7 +73,10 @@ class Ngrams:
         kept = shared_prefix(self._tokens, tokens)
         for place in range(len(self._tokens) - 1, kept - 1, -1):
             for ngram in self._ngrams_before(place, self._tokens):
-                self._places[ngram].pop()
+                places = self._places[ngram]
+                places.pop()
+                if not places:
+                    del self._places[ngram]
         for place in range(kept, len(tokens)):
             for ngram in self._ngrams_before(place, tokens):
                 self._places[ngram].append(place)

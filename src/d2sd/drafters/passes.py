@@ -7,6 +7,7 @@ sequence has been read into lies in its `ContextRows`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,8 @@ from d2sd.drafters.network import DraftNetwork, KeyValues
 FIRST_CAPACITY = 256
 SIZES_APART = 8
 """The head's products have a multiple of so many rows: torch keeps memory for every new size."""
+READ_ROWS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Rows of features that a reading is padded to, for the same reason; longer ones go in parts."""
 
 
 class ContextRows:
@@ -78,12 +81,31 @@ def _doubled(buffer: Tensor, kept: int, needed: int) -> Tensor:
 class DraftPass(ABC):
     """A drafter's weights at work: reads features into a context, scores blocks behind it."""
 
-    @abstractmethod
     def read(self, features: Float[Tensor, "rows taps hidden"], context: ContextRows) -> None:
         """Append the keys and values of the next rows of features to `context`.
 
         `features` holds the drafter's own taps, in any float dtype.
         """
+        for part in torch.split(features, READ_ROWS[-1]):
+            count, start = len(part), context.length
+            size = next(size for size in READ_ROWS if size >= count)
+            padded = torch.zeros(
+                size, *part.shape[1:], dtype=context.keys.dtype, device=part.device
+            )
+            padded[:count] = part
+            positions = torch.arange(start, start + size, device=part.device)
+            own_keys, own_values = self.key_values(padded, positions)
+            keys, values = context.extended(count)
+            keys.copy_(own_keys[:, :, :count])
+            values.copy_(own_values[:, :, :count])
+
+    @abstractmethod
+    def key_values(
+        self, features: Float[Tensor, "rows taps hidden"], positions: Int[Tensor, " rows"]
+    ) -> tuple[
+        Float[Tensor, "layers kv_heads rows dim"], Float[Tensor, "layers kv_heads rows dim"]
+    ]:
+        """Every layer's keys and values of context rows at these positions."""
 
     @abstractmethod
     def __call__(
@@ -100,6 +122,17 @@ class DraftPass(ABC):
         """
 
 
+def key_values(
+    network: DraftNetwork,
+    features: Float[Tensor, "rows taps hidden"],
+    positions: Int[Tensor, " rows"],
+) -> tuple[Float[Tensor, "layers kv_heads rows dim"], Float[Tensor, "layers kv_heads rows dim"]]:
+    """`DraftPass.key_values` by the network itself."""
+    layers = network.read(features[None], positions[None])
+    keys, values = zip(*((layer.keys[0], layer.values[0]) for layer in layers), strict=True)
+    return torch.stack(keys), torch.stack(values)
+
+
 class EagerDraftPass(DraftPass):
     """The network itself, between the target's frozen embedding and output head."""
 
@@ -108,15 +141,19 @@ class EagerDraftPass(DraftPass):
     ) -> None:
         self._network = network
         self._embedding = embedding
-        self._head = narrowed(head, network.draft_ids)
+        self._whole_head = head
 
-    def read(self, features: Float[Tensor, "rows taps hidden"], context: ContextRows) -> None:
-        start = context.length
-        positions = torch.arange(start, start + len(features), device=features.device)
-        rows = self._network.read(features[None].to(context.keys.dtype), positions[None])
-        keys, values = context.extended(len(features))
-        for index, layer in enumerate(rows):
-            keys[index], values[index] = layer.keys[0], layer.values[0]
+    @cached_property
+    def _head(self) -> nn.Module:
+        """Made when first asked for: beside compiled passes this one hardly ever drafts."""
+        return narrowed(self._whole_head, self._network.draft_ids)
+
+    def key_values(
+        self, features: Float[Tensor, "rows taps hidden"], positions: Int[Tensor, " rows"]
+    ) -> tuple[
+        Float[Tensor, "layers kv_heads rows dim"], Float[Tensor, "layers kv_heads rows dim"]
+    ]:
+        return key_values(self._network, features, positions)
 
     def __call__(
         self,

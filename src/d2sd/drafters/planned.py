@@ -20,7 +20,7 @@ from d2sd.drafters.planner import (
 )
 from d2sd.drafters.proposer import Proposer
 from d2sd.interfaces import Context, Drafter
-from d2sd.tree import TokenTree
+from d2sd.tree import Chain, TokenTree
 
 Clock = Callable[[], float]
 """Seconds from any beginning."""
@@ -101,7 +101,8 @@ class PlannedDrafter(Drafter):
         paths = ranked_paths(joined.start, self._bounds.budget)
         kept = self._estimates.kept_share(bool(rows))
         choice = best_budget(paths.chances, step.target, self._rate, kept)
-        return _Option(start, paths, choice, joined.opinions)
+        chain = rows[0].chain if rows else None
+        return _Option(start, paths, choice, joined.opinions, chain)
 
     def _first_pays(self, step: _Step, gain: float) -> bool:
         """Whether a pass is expected to add more than it costs; now and then a try."""
@@ -219,6 +220,7 @@ class _Option:
     paths: RankedPaths
     choice: Choice
     opinions: tuple[float | None, ...]
+    chain: Chain | None
 
     @property
     def predicted(self) -> float:
@@ -226,7 +228,8 @@ class _Option:
         return sum(self.paths.chances[: self.choice.count], 0.0)
 
     def tree(self, anchor: int, copy: Copy) -> TokenTree:
-        return named(self.paths, copy, self.start).tree(anchor, self.choice.count)
+        tree = named(self.paths, copy, self.start).tree(anchor, self.choice.count)
+        return tree.drafted_from(self.chain)
 
 
 @dataclass

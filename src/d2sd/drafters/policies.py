@@ -11,19 +11,24 @@ from d2sd.costs import CostTable
 from d2sd.drafters.ablations import SamplesDrafter, ThreeLevelDrafter
 from d2sd.drafters.best_first import BestFirstDrafter
 from d2sd.drafters.block import BlockDrafter
+from d2sd.drafters.drawn import DrawnDrafter, DrawnTreeDrafter
 from d2sd.drafters.dual import DualDrafter
+from d2sd.drafters.expand import ExpandDrafter
 from d2sd.drafters.falsify import (
     RandomBoundaries,
     UnseenPrefixProposer,
     early_boundaries,
     even_boundaries,
 )
+from d2sd.drafters.hybrid import HybridDrafter
 from d2sd.drafters.merged import ANCHORS, MergedDrafter
 from d2sd.drafters.ngram import NgramDrafter
 from d2sd.drafters.none import NoDrafter
 from d2sd.drafters.planned import Bounds, PlannedDrafter
 from d2sd.drafters.proposer import Proposer
+from d2sd.drafters.verified import VerifiedDrafter
 from d2sd.interfaces import Drafter
+from d2sd.verify import MATCH, Verifier, verifier_named
 
 Value = int | str
 
@@ -35,6 +40,7 @@ class Policy:
     name: str
     options: Mapping[str, Value] = field(default_factory=dict)
     text: str = ""
+    verifier: Verifier = MATCH
 
     @property
     def proposers(self) -> int:
@@ -47,10 +53,11 @@ class Policy:
         return self.name == "planned"
 
 
-def parse_policy(text: str) -> Policy:
+def parse_policy(text: str, allow_lossy: bool = False) -> Policy:
     """Read `name` or `name:option=value`; more options follow after `:` or `,`.
 
-    Raises ValueError for an unknown policy or option and for a value that cannot be.
+    Every policy has the option `verifier`. Raises ValueError for an unknown policy or option, for
+    a value that cannot be, and for a lossy verifier unless `allow_lossy`.
     """
     name, _, rest = text.strip().partition(":")
     if name not in _RECIPES:
@@ -61,11 +68,12 @@ def parse_policy(text: str) -> Policy:
         option = option.replace("-", "_")
         if option in options:
             raise ValueError(f"policy {text!r} gives {option} twice; give it once")
-        options[option] = _read_option(name, option, value)
-    return Policy(name, options, text)
+        options[option] = value if option == "verifier" else _read_option(name, option, value)
+    verifier = str(options.pop("verifier", _RECIPES[name].verifier))
+    return Policy(name, options, text, verifier_named(verifier, allow_lossy))
 
 
-def parse_policies(text: str) -> list[Policy]:
+def parse_policies(text: str, allow_lossy: bool = False) -> list[Policy]:
     """Read a comma-separated list; a part such as `branches=4` belongs to the policy before it."""
     texts: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -75,7 +83,7 @@ def parse_policies(text: str) -> list[Policy]:
             texts.append(part)
     if not texts:
         raise ValueError(f"no policy is given; choose from {', '.join(POLICIES)}")
-    return [parse_policy(part) for part in texts]
+    return [parse_policy(part, allow_lossy) for part in texts]
 
 
 def build_drafter(
@@ -88,6 +96,14 @@ def build_drafter(
 
     Raises ValueError when the policy needs a proposer, or `costs`, and there is none.
     """
+    drafter = _unverified(policy, first, second, costs)
+    return drafter if policy.verifier is MATCH else VerifiedDrafter(drafter, policy.verifier)
+
+
+def _unverified(
+    policy: Policy, first: Proposer | None, second: Proposer | None, costs: CostTable | None
+) -> Drafter:
+    """What drafts for the policy, whoever verifies."""
     if policy.name == "planned":
         return _planned(policy, first, second, costs)
     recipe = _RECIPES[policy.name]
@@ -124,6 +140,8 @@ class _Recipe:
     proposers: int
     options: Mapping[str, int | tuple[str, ...]] = field(default_factory=dict)
     """Option -> least value of an integer, or the words to choose from."""
+    verifier: str = "match"
+    """Unless the policy names another."""
 
 
 def _self_dual(first: Proposer, **options: Any) -> Drafter:
@@ -149,6 +167,7 @@ _MERGED: Mapping[str, int | tuple[str, ...]] = {
     "branches": 1,
     "anchors": tuple(ANCHORS),
 }
+_DRAWN = {"candidates": 1, "seed": 0, "block_size": 2}
 _RECIPES = {
     "none": _Recipe(NoDrafter, 0),
     "ngram": _Recipe(NgramDrafter, 0, {"length": 1, "max_order": 1, "min_order": 1}),
@@ -157,6 +176,15 @@ _RECIPES = {
     "dual": _Recipe(DualDrafter, 2, _DUAL),
     "merged": _Recipe(MergedDrafter, 2, _MERGED),
     "planned": _Recipe(_bounded, 2, _MERGED),
+    # Drawn trees, for sampled decoding, each with the verifier that accepts most of them.
+    "drawn": _Recipe(DrawnDrafter, 1, {"branches": 1, **_DRAWN}, "traversal"),
+    "drawn-tree": _Recipe(DrawnTreeDrafter, 1, {"budget": 1, **_DRAWN}, "traversal"),
+    "lattice": _Recipe(
+        partial(DrawnTreeDrafter, shared=True), 1, {"budget": 1, **_DRAWN}, "multi-round"
+    ),
+    "hybrid": _Recipe(HybridDrafter, 1, {**_BEST_FIRST, "percent": 1, "seed": 0}, "traversal"),
+    # Another way to the tree of one pass.
+    "expand": _Recipe(ExpandDrafter, 1, {**_BEST_FIRST, "top": 1}),
     # The paper's ablation arms.
     "samples": _Recipe(SamplesDrafter, 1, {"branches": 1, "seed": 0, "block_size": 2}),
     "self-dual": _Recipe(_self_dual, 1, _DUAL),
@@ -179,7 +207,7 @@ def _without_proposers() -> list[str]:
 def _read_option(policy: str, option: str, value: str) -> Value:
     options = _RECIPES[policy].options
     if option not in options:
-        valid = ", ".join(options) or "none at all"
+        valid = ", ".join([*options, "verifier"])
         raise ValueError(f"policy {policy!r} has no option {option!r}; it takes {valid}")
     allowed = options[option]
     if isinstance(allowed, int):

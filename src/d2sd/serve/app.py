@@ -7,33 +7,25 @@ import hmac
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from d2sd import __version__
-from d2sd.drafters.policies import POLICIES
-from d2sd.serve.errors import (
-    ApiError,
-    error_body,
-    on_api_error,
-    on_http_error,
-    on_invalid,
-)
-from d2sd.serve.jobs import Failed, Finished, Progress
+from d2sd.serve.edge import Edge
+from d2sd.serve.errors import ApiError, on_api_error, on_http_error, on_invalid
+from d2sd.serve.responding import Exchange
 from d2sd.serve.schema import Asked, ChatAsked, Error, TextAsked
-from d2sd.serve.service import Service, Started
-from d2sd.serve.trace import traced
-from d2sd.serve.wire import DONE, Choice, Wire, event
+from d2sd.serve.service import Service
+from d2sd.serve.wire import Wire
 
 PAGE = Path(__file__).parent / "page"
-POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": Error} for code in (400, 401, 404, 408, 413, 429, 500, 503)
 }
@@ -46,25 +38,17 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
     async def life(app: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
         yield
-        await asyncio.to_thread(service.worker.stop, 0.0)
+        await asyncio.to_thread(service.close)
 
     app = FastAPI(title="d2sd", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_http_error)
+    app.add_middleware(Edge, metrics=service.metrics)
     _add_api(app, service, _guard(api_key))
     _add_watching(app, service)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
-
-    @app.middleware("http")
-    async def headers(request: Request, call: Callable[[Request], Any]) -> Response:
-        response: Response = await call(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        service.metrics.ended(response.status_code)
-        return response
-
     return app
 
 
@@ -116,7 +100,7 @@ def _model(service: Service) -> dict[str, Any]:
         "created": 0,
         "owned_by": "d2sd",
         "d2sd": {
-            "policies": list(POLICIES),
+            "policies": list(service.policies),
             "policy": service.policy.text,
             "plain_tokens_per_second": service.plain_speed,
             "max_tokens": service.limits.max_tokens,
@@ -127,84 +111,14 @@ def _model(service: Service) -> dict[str, Any]:
 async def _complete(service: Service, asked: Asked, request: Request) -> Response:
     if asked.model != service.session.name:
         raise ApiError(
-            404, f"the model {asked.model!r} is not here; {service.session.name} is",
-            "model_not_found", "model",
+            404,
+            f"the model {asked.model!r} is not here; {service.session.name} is",
+            "model_not_found",
+            "model",
         )
     chat = isinstance(asked, ChatAsked)
     client = request.client.host if request.client else ""
-    started = service.start(asked, asked.user or client)
+    started = await service.start(asked, asked.user or client)
     name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
     wire = Wire(name, int(time.time()), asked.model, chat, service.session.tokenizer)
-    if asked.stream:
-        return StreamingResponse(_streamed(wire, asked, started), media_type="text/event-stream")
-    return await _whole(wire, asked, started, request)
-
-
-async def _whole(
-    wire: Wire, asked: Asked, started: list[Started], request: Request
-) -> JSONResponse:
-    """Every choice to its end; a client that leaves meanwhile frees the worker."""
-    watch = asyncio.create_task(_gone(request, started))
-    try:
-        choices = [await _finished(place, one) for place, one in enumerate(started)]
-    finally:
-        watch.cancel()
-        _cancel(started)
-    with_chances = started[0].job.rows is not None
-    return JSONResponse(wire.whole(choices, with_chances))
-
-
-async def _finished(place: int, started: Started) -> Choice:
-    choice = Choice(place)
-    async for one in started.running.events():
-        if isinstance(one, Failed):
-            raise ApiError(one.status, one.message, one.code)
-        if isinstance(one, Finished):
-            choice.finished = one
-        else:
-            choice.add(one)
-    return choice
-
-
-async def _gone(request: Request, started: list[Started]) -> None:
-    """Waits for the client to leave."""
-    with suppress(asyncio.CancelledError):
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.1)
-        _cancel(started)
-
-
-def _cancel(started: list[Started]) -> None:
-    for one in started:
-        one.job.cancelled.set()
-
-
-async def _streamed(wire: Wire, asked: Asked, started: list[Started]) -> AsyncIterator[str]:
-    choices = [Choice(place) for place in range(len(started))]
-    try:
-        for choice, one in zip(choices, started, strict=True):
-            yield event(wire.chunk(choice.index, "", first=True))
-            async for happened in one.running.events():
-                if isinstance(happened, Failed):
-                    yield event(error_body(happened.status, happened.message, happened.code))
-                    return
-                if isinstance(happened, Finished):
-                    choice.finished = happened
-                    yield event(wire.end(choice.index, happened))
-                else:
-                    yield event(_chunk(wire, asked, choice, happened))
-        if asked.stream_options is not None and asked.stream_options.include_usage:
-            yield event(wire.usage_chunk(choices))
-        yield DONE
-    finally:
-        _cancel(started)
-
-
-def _chunk(wire: Wire, asked: Asked, choice: Choice, progress: Progress) -> dict[str, Any]:
-    values = wire.chunk(choice.index, progress.piece.text)
-    if progress.chances:
-        pairs = list(zip(progress.piece.tokens, progress.chances, strict=False))
-        values["choices"][0]["logprobs"] = wire.logprobs(pairs)
-    if asked.trace:
-        values["d2sd"] = traced(progress, wire.tokenizer)
-    return values
+    return await Exchange(service, request, asked, wire, started).response()

@@ -10,6 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 INVALID = "invalid_request_error"
+MOST_WORDS = 1000
+"""Characters of a message: what a client sent is not sent back to it at any length."""
 TYPES = {401: "authentication_error", 404: INVALID, 408: "timeout", 429: "rate_limit_error"}
 
 
@@ -32,8 +34,15 @@ class ApiError(Exception):
 def error_body(
     status: int, message: str, code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
+    """The JSON of an error; whatever a client put into the words, it is valid Unicode."""
     kind = TYPES.get(status, INVALID if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    place = None if param is None else _sendable(param)
+    return {"error": {"message": _sendable(message), "type": kind, "param": place, "code": code}}
+
+
+def _sendable(words: str) -> str:
+    """Lone surrogates, which JSON may escape and UTF-8 cannot hold, as escapes again."""
+    return words[:MOST_WORDS].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 async def on_api_error(request: Request, error: Exception) -> JSONResponse:

@@ -45,12 +45,16 @@ class Failed:
 
 Event = Progress | Finished | Failed
 
+TIMEOUT = Failed("the request was not answered in time", 408, "timeout")
+STOPPING = Failed("the server is shutting down", 503, "shutting_down")
+LEFT = Failed("the client has left", 499, "cancelled")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Job:
     """A request as the worker takes it. `hear` is called from the worker's thread.
 
-    After the last event, Finished or Failed, nothing more is heard. `deadline` is on
+    What is heard after the first Finished or Failed counts for nothing. `deadline` is on
     `time.monotonic`'s clock.
     """
 

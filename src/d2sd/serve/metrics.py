@@ -16,22 +16,29 @@ class Metrics:
         def counter(name: str, words: str, *labels: str) -> Counter:
             return Counter(f"d2sd_{name}", words, labels, registry=registry)
 
-        self._requests = counter("requests", "Requests by how they ended", "status")
+        self._requests = counter("requests", "API requests by the status they ended with", "status")
         self._tokens = counter("generated_tokens", "Tokens emitted")
         self._steps = counter("steps", "Target passes")
         self._seconds = counter("stage_seconds", "Seconds by stage of a step", "stage")
-        Gauge("d2sd_queue", "Requests that wait", registry=registry).set_function(waiting)
-        length = Gauge("d2sd_acceptance_length", "Tokens per target pass so far", registry=registry)
-        length.set_function(self._length)
+        self.watch("queue", "Requests that wait", waiting)
+        self.watch("acceptance_length", "Tokens per target pass so far", self._length)
         self._emitted = self._passes = 0
+
+    def watch(self, name: str, words: str, value: Callable[[], float]) -> None:
+        """A gauge that shows what `value` gives at the time."""
+        Gauge(f"d2sd_{name}", words, registry=self._registry).set_function(value)
 
     def ended(self, status: int) -> None:
         self._requests.labels(str(status)).inc()
 
-    def answered(self, tokens: int, steps: int, stages: Mapping[str, float]) -> None:
+    def stepped(self, tokens: int) -> None:
+        """One more step, and the tokens it emitted."""
         self._tokens.inc(tokens)
-        self._steps.inc(steps)
-        self._emitted, self._passes = self._emitted + tokens, self._passes + steps
+        self._steps.inc()
+        self._emitted, self._passes = self._emitted + tokens, self._passes + 1
+
+    def staged(self, stages: Mapping[str, float]) -> None:
+        """Seconds by stage, of all steps of an answer."""
         for stage, seconds in stages.items():
             self._seconds.labels(stage).inc(seconds)
 

@@ -1,4 +1,4 @@
-"""Conversations that go on find their rows again: KV and features of recent ones, within a bound."""
+"""Conversations that go on find their rows again: KV and features, within a bound."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PrefixCache:
         here = shared_prefix(live, wanted)
         best = max(self._kept, key=lambda rows: shared_prefix(rows.tokens, wanted), default=None)
         there = 0 if best is None else shared_prefix(best.tokens, wanted)
-        if len(live) - max(here, there) >= WORTH_KEEPING:
+        if len(live) - here >= WORTH_KEEPING:
             self._keep(self._target.kept_rows())
         if best is None or there <= here:
             return here

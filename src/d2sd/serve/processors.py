@@ -33,7 +33,7 @@ class CountPenalties:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Logits of tokens seen before, prompt included, divided (or multiplied, below 0) by `value`."""
+    """Logits of tokens seen before, prompt included, divided (below 0 multiplied) by `value`."""
 
     value: float
 
@@ -76,6 +76,6 @@ class RowLog:
         return [self._chances(row, token) for row, token in zip(rows, tokens, strict=True)]
 
     def _chances(self, row: Float[Tensor, " vocab"], token: int) -> TokenChances:
-        best = row.topk(self._alternatives) if self._alternatives else None
+        best = row.topk(min(self._alternatives, len(row))) if self._alternatives else None
         listed = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
         return TokenChances(float(row[token]), tuple(listed))

@@ -13,7 +13,9 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 class Waiting(Protocol):
     """What the queue must know of a request."""
 
-    client: str
+    @property
+    def client(self) -> str:
+        """Who asks: clients take turns."""
 
 
 Job = TypeVar("Job", bound=Waiting)
@@ -65,6 +67,26 @@ class FairQueue(Generic[Job]):
             else:
                 del self._lines[client]
             return job
+
+    def discard(self, job: Job) -> None:
+        """Take out one that waits, if it does: its client has left."""
+        with self._changed:
+            line = self._lines.get(job.client)
+            if line is None or job not in line:
+                return
+            line.remove(job)
+            self._count -= 1
+            if not line:
+                del self._lines[job.client]
+
+    def emptied(self) -> list[Job]:
+        """All that wait, taken out."""
+        with self._changed:
+            waiting = [job for line in self._lines.values() for job in line]
+            self._lines.clear()
+            self._count = 0
+            self._changed.notify_all()
+            return waiting
 
     def close(self) -> None:
         """Nothing more is taken on; what waits is still given out."""

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import os
+import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from d2sd.serve.logs import leave_values_out
 from d2sd.serve.service import Service
 
 LAST_WORDS = 5
 """Seconds that connections have left once the worker has ended, to send what it said last."""
+IDLE = 75
+"""Seconds that an idle connection stays open: longer than clients keep theirs (5 in httpx and so in
+OpenAI's client), or a request may meet the end of its connection."""
+LOGGERS = ("uvicorn.error", "asyncio", "d2sd.serve.worker")
 
 
 class GracefulServer(uvicorn.Server):
-    """At the first signal the queue closes: new requests get 503, accepted ones are answered.
+    """At the first signal the queue closes: new requests are refused, accepted ones answered.
 
     After `grace` seconds what is left is failed in words. Then connections end and the server
-    with them. A second signal ends it at once, as uvicorn has it.
+    with them. A second signal ends the process where it stands.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
@@ -26,20 +36,41 @@ class GracefulServer(uvicorn.Server):
         self._service, self._grace = service, grace
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        closing = threading.Thread(target=self._service.worker.stop, args=(self._grace,))
-        closing.start()
-        super().handle_exit(sig, frame)
+        if self.should_exit:
+            os._exit(128 + sig)
+        # uvicorn would raise the signal again in the end; an end as wished is none by a signal
+        self.should_exit = True
+        stop = self._service.worker.stop
+        threading.Thread(target=stop, args=(self._grace,), daemon=True).start()
 
 
-def serve(app: FastAPI, service: Service, host: str, port: int, grace: float) -> None:
-    """Serve until a signal comes."""
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket bound to an address; port 0 takes a free one. ValueError where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as door:
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                f"{host}:{port} cannot be listened on ({error}); choose another --host or --port"
+            ) from None
+        yield door
+
+
+def serve(app: FastAPI, service: Service, door: socket.socket, grace: float) -> None:
+    """Serve at a bound socket until a signal comes."""
+    leave_values_out(*LOGGERS)
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,  # addresses and paths are nobody's business
-        timeout_graceful_shutdown=round(grace) + LAST_WORDS,
+        timeout_keep_alive=IDLE,
+        timeout_graceful_shutdown=math.ceil(grace) + LAST_WORDS,
         server_header=False,
     )
-    GracefulServer(config, service, grace).run()
+    GracefulServer(config, service, grace).run(sockets=[door])
+    if service.worker.is_alive:
+        os._exit(0)  # a pass that takes this long cannot be interrupted, and nobody waits for it

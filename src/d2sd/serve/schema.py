@@ -64,7 +64,7 @@ class StreamOptions(Strict):
 class Asked(Strict):
     """What both kinds of completion share. `policy` and `trace` are ours."""
 
-    model: str
+    model: Annotated[str, Field(max_length=500)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -72,7 +72,7 @@ class Asked(Strict):
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] = 1.0
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
@@ -82,6 +82,14 @@ class Asked(Strict):
     user: str | None = None
     policy: Annotated[str, Field(max_length=200)] | None = None
     trace: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: Any) -> Any:
+        """As OpenAI has it; so a null where something isn't done here is no error either."""
+        if isinstance(values, dict):
+            return {name: value for name, value in values.items() if value is not None}
+        return values
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -94,6 +102,16 @@ class Asked(Strict):
         if not self.stream and (self.stream_options is not None or self.trace):
             raise ValueError("stream_options and trace go with stream: true")
         return self
+
+    @property
+    def limit(self) -> int | None:
+        """New tokens at most; None for as many as the server allows."""
+        return self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives beside each token; None where no log-probabilities are wanted."""
+        return None
 
 
 class ChatAsked(Asked):
@@ -114,7 +132,6 @@ class ChatAsked(Asked):
 
     @property
     def alternatives(self) -> int | None:
-        """How many alternatives beside each token; None where no log-probabilities are wanted."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -123,7 +140,8 @@ class TextAsked(Asked):
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: bool = False
+    echo: Literal[False] = False
+    best_of: Literal[1] = 1
 
     @property
     def prompts(self) -> tuple[str, ...]:

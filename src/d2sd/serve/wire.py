@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from d2sd.serve.jobs import Finished, Progress
@@ -13,9 +14,15 @@ from d2sd.serve.processors import TokenChances
 
 @dataclass
 class Choice:
-    """One answer as it grows; `index` is its place among the `n` of a request."""
+    """One answer as it grows.
+
+    `index` is its place among all choices of a request, `prompt` that of its prompt among the
+    prompts, and `said` how many characters of a stream have gone out.
+    """
 
     index: int
+    prompt: int = 0
+    said: int = 0
     text: str = ""
     chances: list[tuple[int, TokenChances]] = field(default_factory=list)
     finished: Finished | None = None
@@ -83,8 +90,13 @@ class Wire:
             }
         return {**common, "text": choice.text}
 
-    def logprobs(self, chances: Sequence[tuple[int, TokenChances]]) -> dict[str, Any]:
-        """Log-probabilities of tokens in the shape of either kind of completion."""
+    def logprobs(
+        self, chances: Sequence[tuple[int, TokenChances]], start: int = 0
+    ) -> dict[str, Any]:
+        """Log-probabilities of tokens in the shape of either kind of completion.
+
+        The first token stands behind `start` characters of the answer.
+        """
         if self.chat:
             content = [
                 {
@@ -95,7 +107,7 @@ class Wire:
             ]
             return {"content": content, "refusal": None}
         texts = [self.tokenizer.decode([token]) for token, _ in chances]
-        offsets = [sum(map(len, texts[:place])) for place in range(len(texts))]
+        offsets = list(accumulate(map(len, texts), initial=start))[:-1]
         return {
             "tokens": texts,
             "token_logprobs": [one.chosen for _, one in chances],
@@ -114,7 +126,9 @@ class Wire:
 def usage(choices: Sequence[Choice]) -> dict[str, Any]:
     """Tokens of all choices, and what drafting gained, which is our own addition."""
     done = [choice.finished for choice in choices if choice.finished is not None]
-    prompt = max((one.prompt_tokens for one in done), default=0)
+    # the choices of one prompt read it once
+    prompts = {one.prompt: one.finished for one in choices if one.finished is not None}
+    prompt = sum(one.prompt_tokens for one in prompts.values())
     new, steps = sum(one.new_tokens for one in done), sum(one.steps for one in done)
     return {
         "prompt_tokens": prompt,

@@ -7,9 +7,10 @@ import threading
 import time
 from collections import OrderedDict
 
+from d2sd.drafters.policies import Policy
 from d2sd.generate import stream
 from d2sd.interfaces import Drafter
-from d2sd.serve.jobs import Failed, Finished, Job, Progress
+from d2sd.serve.jobs import LEFT, STOPPING, TIMEOUT, Failed, Finished, Job, Progress
 from d2sd.serve.metrics import Metrics
 from d2sd.serve.prefixes import PrefixCache
 from d2sd.serve.queueing import FairQueue, Pace
@@ -17,8 +18,8 @@ from d2sd.session import Session
 from d2sd.stages import Stages
 
 MOST_DRAFTERS = 8
-TIMEOUT = Failed("the request was not answered in time", 408, "timeout")
-STOPPING = Failed("the server is shutting down", 503, "shutting_down")
+LAST_PASS = 2.0
+"""Seconds that the last pass has to end when the server does."""
 logger = logging.getLogger(__name__)
 
 
@@ -30,21 +31,33 @@ class Worker:
     ) -> None:
         self._session, self._queue, self._metrics = session, queue, metrics
         self._prefixes = PrefixCache(session.target, prefix_bytes)
+        metrics.watch(
+            "prefix_cache_bytes", "Rows of earlier conversations", lambda: self._prefixes.bytes
+        )
         self._drafters: OrderedDict[tuple[str, float], Drafter] = OrderedDict()
         self._stages = Stages(session.target.device)
         self._thread = threading.Thread(target=self._work, name="d2sd-worker", daemon=True)
         self._hurry = threading.Event()
+        self._at_work: Job | None = None
         self.pace = Pace()
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self, grace: float) -> None:
-        """Answer what was accepted for at most `grace` seconds; then fail the rest, in words."""
+        """Answer what was accepted for at most `grace` seconds; then fail the rest, in words.
+
+        That is said at once: a pass over a long prompt may take longer than anyone waits.
+        """
         self._queue.close()
-        self._thread.join(grace)
+        if self.is_alive:
+            self._thread.join(grace)
         self._hurry.set()
-        self._thread.join()
+        at_work = self._at_work
+        for job in (*self._queue.emptied(), *([] if at_work is None else [at_work])):
+            job.hear(STOPPING)
+        if self.is_alive:
+            self._thread.join(LAST_PASS)
 
     @property
     def is_alive(self) -> bool:
@@ -55,6 +68,7 @@ class Worker:
             if job.cancelled.is_set():
                 continue
             start = time.monotonic()
+            self._at_work = job
             try:
                 job.hear(self._answered(job))
             except ValueError as error:  # what was asked cannot be done
@@ -62,7 +76,10 @@ class Worker:
             except Exception:  # whatever it is, the next request must be answered
                 logger.exception("a request failed")
                 job.hear(Failed("the server failed on this request", 500, "internal_error"))
+            self._at_work = None
             self.pace.took(time.monotonic() - start)
+            self._metrics.staged(self._stages.seconds)
+            self._stages.forget()
 
     def _answered(self, job: Job) -> Finished | Failed:
         """Run the job; gives its last event."""
@@ -72,21 +89,20 @@ class Worker:
         if time.monotonic() > job.deadline:
             return TIMEOUT
         reused = self._prefixes.prepare(request.prompt)
-        drafter = self._drafter(job.policy.text, request.sampling.temperature)
-        self._stages.forget()
+        drafter = self._drafter(job.policy, request.sampling.temperature)
         steps = tokens = 0
         begin = last = time.perf_counter()
         for piece in stream(session.target, drafter, request, session.tokenizer, self._stages):
             now = time.perf_counter()
+            if not steps:  # what came before was reading the prompt, not decoding
+                begin = last = begin + self._stages.seconds["prefill"]
             steps, tokens = steps + 1, tokens + len(piece.tokens)
             chances = () if job.rows is None else tuple(job.rows.taken(piece.tokens))
             job.hear(Progress(piece, chances, steps, tokens, now - begin, now - last))
             last = now
+            self._metrics.stepped(len(piece.tokens))
             if piece.finish_reason:
-                self._metrics.answered(tokens, steps, self._stages.seconds)
-                return Finished(
-                    piece.finish_reason, len(request.prompt), reused, tokens, steps
-                )
+                return Finished(piece.finish_reason, len(request.prompt), reused, tokens, steps)
             if ended := self._ends(job):
                 return ended
         raise AssertionError("a stream ends with a finish reason")
@@ -94,14 +110,14 @@ class Worker:
     def _ends(self, job: Job) -> Failed | None:
         """Why an answer must not go on after this step."""
         if job.cancelled.is_set():
-            return Failed("the client has left", 499, "cancelled")
+            return LEFT
         if self._hurry.is_set():
             return STOPPING
         return TIMEOUT if time.monotonic() > job.deadline else None
 
-    def _drafter(self, policy: str, temperature: float) -> Drafter:
+    def _drafter(self, policy: Policy, temperature: float) -> Drafter:
         """One that may have learned from earlier answers; the least lately used are dropped."""
-        key = policy, temperature
+        key = policy.text, temperature
         if key not in self._drafters:
             self._drafters[key] = self._session.drafter(policy, temperature, self._stages)
         self._drafters.move_to_end(key)

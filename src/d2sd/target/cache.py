@@ -82,8 +82,9 @@ class TreeCache(Cache):
         """Both buffers with room for `rows` in all, for a pass that writes its own rows."""
         if self._keys is None or self._values is None:
             shape = (layout.layers, layout.kv_heads, max(self._capacity, rows), layout.head_dim)
-            self._keys = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
-            self._values = torch.zeros_like(self._keys)
+            # not zeros: writing them would take the memory of rows that may never come
+            self._keys = torch.empty(shape, dtype=layout.dtype, device=layout.device)
+            self._values = torch.empty_like(self._keys)
         self._keys, self._values = grown(self._keys, rows, dim=2), grown(self._values, rows, dim=2)
         return self._keys, self._values
 
@@ -131,9 +132,7 @@ class TreeCache(Cache):
     def refill(self, copies: Sequence[Tensor], length: int) -> None:
         """Take the first `length` rows of what `copied` gave as all that is committed."""
         assert len(copies) == len(self.buffers), "rows come back into a cache that has been used"
-        keys, values = (
-            grown(buffer, length, dim=2) for buffer in self.buffers
-        )
+        keys, values = (grown(buffer, length, dim=2) for buffer in self.buffers)
         for buffer, copy in zip((keys, values), copies, strict=True):
             buffer[:, :, :length] = copy[:, :, :length]
         self._keys, self._values, self.length = keys, values, length

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2sd.aot import FEWEST, compile_program
 from d2sd.target.cache import CacheLayout, TreeCache
@@ -22,7 +22,7 @@ BUCKETS = (2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 25
 
 
 def compile_pass(model: Any, taps: Sequence[int], package: Path) -> None:
-    """Write the compiled pass of `model`, weights included, to the file `package`.
+    """Write the compiled pass of `model`, its weights but for the embedding included, to `package`.
 
     Takes a minute or two and a C++ compiler; what torch cannot do here it says as an exception.
     """
@@ -30,12 +30,15 @@ def compile_pass(model: Any, taps: Sequence[int], package: Path) -> None:
 
 
 class CompiledPass(TargetPass):
-    """Runs the package that `compile_pass` wrote for a model of this layout, dtype and device."""
+    """Runs the package that `compile_pass` wrote for `model`, whose embedding it goes on using."""
 
-    def __init__(self, package: Path, layout: CacheLayout, group: int) -> None:
-        """`group` is the number of query heads that share a KV head."""
+    def __init__(self, package: Path, model: Any) -> None:
+        config = model.config.get_text_config(decoder=True)
         self._run = torch._inductor.aoti_load_package(str(package))
-        self._layout, self._group = layout, group
+        self._embedding: nn.Module = model.get_input_embeddings()
+        weight = self._embedding.weight
+        self._layout = CacheLayout.of(config, weight.dtype, weight.device)
+        self._group = config.num_attention_heads // self._layout.kv_heads
         self._inputs: dict[int, PaddedNodes] = {}
         self._buffers: tuple[Tensor | None, list[Tensor], list[Tensor]] = (None, [], [])
 
@@ -45,7 +48,7 @@ class CompiledPass(TargetPass):
         padded.fill(tree, committed)
         keys, values = self._layers(cache, committed + len(padded.numbers))
         logits, features = self._run(
-            padded.ids,
+            self._embedding(padded.ids),
             padded.positions,
             padded.rows_mask(committed, self._group),
             padded.numbers if with_logits else padded.numbers[:FEWEST],

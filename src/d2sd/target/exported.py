@@ -97,7 +97,7 @@ class ExportedPass(nn.Module):
 
     def forward(  # noqa: PLR0913 - a program takes tensors, one by one
         self,
-        ids: Int[Tensor, "1 nodes"],
+        embeds: Float[Tensor, "1 nodes hidden"],
         positions: Int[Tensor, "1 nodes"],
         mask: Float[Tensor, "1 1 rows columns"],
         asked: Int[Tensor, " asked"],
@@ -107,13 +107,14 @@ class ExportedPass(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits of the `asked` nodes and features [nodes, taps, hidden].
 
+        Tokens come embedded: a program that looked them up would hold a second copy of the table.
         The nodes' keys and values are written to rows `places` of each layer's buffers
         [kv_heads, capacity, dim], of which the first `columns` are read.
         """
         cache = WrittenCache(keys, values, places, mask.shape[-1])
         with tapped(self._tapped) as outputs:
             output = self.model(
-                input_ids=ids,
+                inputs_embeds=embeds,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
@@ -121,18 +122,18 @@ class ExportedPass(nn.Module):
                 logits_to_keep=asked,
             )
         if not self._tapped:
-            return output.logits[0], keys[0].new_empty(ids.shape[1], 0, self.config.hidden_size)
+            return output.logits[0], keys[0].new_empty(embeds.shape[1], 0, self.config.hidden_size)
         return output.logits[0], torch.stack([outputs[layer][0] for layer in self._tapped], 1)
 
 
 def export_pass(model: Any, taps: Sequence[int]) -> ExportedProgram:
     """The pass over a tree with node count, context length and cache capacity left free."""
     exported = ExportedPass(model, taps)
-    example = _example(model, exported.config)
     auto = Dim.AUTO
-    buffers = [{1: auto}] * len(example[-1])
-    free = ({1: auto}, {1: auto}, {2: auto, 3: auto}, {0: auto}, {0: auto}, buffers, buffers)
     with attending(exported.config, WRITTEN), torch.no_grad():
+        example = _example(model, exported.config)
+        buffers = [{1: auto}] * len(example[-1])
+        free = ({1: auto}, {1: auto}, {2: auto, 3: auto}, {0: auto}, {0: auto}, buffers, buffers)
         return torch.export.export(exported, example, dynamic_shapes=free, strict=False)
 
 
@@ -145,7 +146,7 @@ def _example(model: Any, config: Any) -> tuple[Any, ...]:
     columns = EXAMPLE_CONTEXT + EXAMPLE_NODES
     group = config.num_attention_heads // layout.kv_heads
     return (
-        nodes[None],
+        model.get_input_embeddings()(nodes[None]),
         EXAMPLE_CONTEXT + nodes[None],
         keys.new_zeros(1, 1, group * EXAMPLE_NODES, columns),
         nodes[:5],

@@ -20,7 +20,6 @@ from d2sd.drafters.passes import EagerDraftPass
 from d2sd.models.resolve import cached_folder
 from d2sd.networks import Networks
 from d2sd.provenance import device_name
-from d2sd.target.cache import CacheLayout
 from d2sd.target.compiled import CompiledPass, compile_pass
 from d2sd.target.hf import HFTarget
 from d2sd.target.taps import decoder_layers
@@ -45,7 +44,7 @@ class Compilable:
     def target_package(self) -> Path:
         """The file of the target's compiled pass, whether it is there or not."""
         layers = ",".join(map(str, self.target.taps))
-        return self._folder(self.model, taps=layers) / TARGET
+        return self._folder(self.model, taps=layers, reads="embeddings") / TARGET
 
     @property
     def drafters(self) -> Iterator[tuple[DraftNetwork, Path]]:
@@ -87,20 +86,18 @@ def use_compiled(passes: Compilable, keep_layers: bool = False) -> bool:
     """Let target and drafters run their compiled passes, where there are some for all of them.
 
     The model's own decoder layers are dropped then, unless they are to be kept: their weights
-    are in the packages.
+    are in the packages. Its embedding stays: the passes of target and drafters share it.
     """
     drafters = list(passes.drafters)
     if not passes.target_package.exists() or not all(is_compiled(path) for _, path in drafters):
         return False
     target, model = passes.target, passes.model
     package = passes.target_package  # found by the weights, so before they go
-    config = model.config.get_text_config(decoder=True)
-    layout = CacheLayout.of(config, target.dtype, target.device)
-    group = config.num_attention_heads // layout.kv_heads
     if not keep_layers:
+        config = model.config.get_text_config(decoder=True)
         decoder_layers(model.base_model, config.num_hidden_layers).to("meta")
         give_back_memory()
-    target.run = CompiledPass(package, layout, group)
+    target.run = CompiledPass(package, model)
     for network, folder in drafters:
         eager = EagerDraftPass(network, target.embed, target.head)
         passes.networks.passes.set(network, target, CompiledDraftPass(folder, eager))

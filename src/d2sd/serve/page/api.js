@@ -1,6 +1,9 @@
 /** The server: its models, and answers as they are made. Failures come as `ApiError`, in words. */
 
+import { keep, kept } from "./storage.js";
+
 const KEY = "d2sd-api-key";
+let given = null; // where the browser keeps nothing
 
 /** What went wrong, worded for the reader; `status` is HTTP's, 0 if there was no answer. */
 export class ApiError extends Error {
@@ -13,7 +16,8 @@ export class ApiError extends Error {
 
 /** Keeps the API key until the tab is closed. */
 export function saveKey(key) {
-  sessionStorage.setItem(KEY, key);
+  given = key;
+  keep(KEY, key);
 }
 
 /** The models that the server offers. */
@@ -44,7 +48,7 @@ export async function* streamChat(body, signal) {
 }
 
 async function request(path, options) {
-  const key = sessionStorage.getItem(KEY);
+  const key = given ?? kept(KEY);
   const headers = { "Content-Type": "application/json" };
   if (key) headers.Authorization = `Bearer ${key}`;
   let response;
@@ -68,8 +72,13 @@ export async function failureOf(response) {
     const when = wait === null ? "in a moment" : `in ${wait} ${wait === 1 ? "second" : "seconds"}`;
     return new ApiError(`The server is busy${said ? ` (${said})` : ""}. Try again ${when}.`, 429);
   }
-  return new ApiError(said ?? `The server answered ${status} ${response.statusText}.`, status);
+  if (!said) return new ApiError(`The server answered ${status} ${response.statusText}.`, status);
+  return new ApiError(sentence(said), status);
 }
+
+/** The server's words with a capital and a full stop. */
+const sentence = (words) =>
+  words.charAt(0).toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? "" : ".");
 
 /** Seconds of a Retry-After header, which may also be a date; null if it says nothing. */
 export function secondsToWait(header, now = Date.now()) {
@@ -85,7 +94,7 @@ function chunkOf(data) {
   } catch {
     throw new ApiError("The server sent something that is not JSON.");
   }
-  if (chunk.error) throw new ApiError(chunk.error.message ?? "The server failed.");
+  if (chunk.error) throw new ApiError(sentence(chunk.error.message ?? "the server failed"));
   return chunk;
 }
 

@@ -16,6 +16,7 @@ export class Conversation {
   constructor(list, listener) {
     this.#list = list;
     this.#listener = listener;
+    new ResizeObserver(() => this.keepInSight()).observe(list);
     list.addEventListener("scroll", () => {
       this.#atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < NEAR_END;
     });
@@ -63,6 +64,7 @@ export class Conversation {
 
 /** A question and its answer: the text, and the record of every step. */
 export class Exchange {
+  request = null; // the body that was sent for it
   steps = [];
   text = "";
   usage = null;

@@ -36,7 +36,7 @@ export class Figures {
     byId("acceptance").textContent = fixed(steps.at(-1)?.acceptance_length, 2);
     byId("rate").textContent = fixed(rate, 1);
     byId("plain").textContent = fixed(this.#plainRate, 1);
-    byId("plain-words").textContent = this.#plainRate ? "tokens per second" : "not measured here";
+    byId("plain-words").textContent = this.#plainRate ? "tokens per second" : "not measured: ask once with policy none";
     const gain = rate && this.#plainRate ? `${(rate / this.#plainRate).toFixed(2)} × plain` : "";
     byId("gain").textContent = gain;
     showShares(steps);
@@ -69,7 +69,8 @@ function showShares(steps) {
   byId("shares").replaceChildren(
     ...groups.map(({ id, name }) => {
       const swatch = make("span", { class: `swatch src-${id}` }, name);
-      return make("li", {}, swatch, ` ${Math.round(percent(id))} %`);
+      const share = percent(id) < 1 ? "< 1" : Math.round(percent(id));
+      return make("li", {}, swatch, ` ${share} %`);
     }),
   );
 }

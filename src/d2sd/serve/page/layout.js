@@ -1,28 +1,21 @@
-/** Where the nodes of a step's tree go: depth to the right, leaves below each other. Pure. */
+/** Where the nodes of a step's tree go: depth to the right, siblings below each other. Pure. */
 
-import { groupOf, readable } from "./sources.js";
+import { readable } from "./sources.js";
 
-export const ROW = 27; // from one row to the next
-export const PILL = 21; // height of a node
-const GAP = 26; // between the columns: room for the trunks and the boundaries
+export const ROW = 23; // from one row to the next
+export const PILL = 19; // height of a node
+const GAP = 24; // between the columns: room for the trunks and the boundaries
 const TRUNK = 8; // from a column's right end to where its edges turn down
-const FENCE = 17; // and to where a boundary stands
-const TOP = 38; // room for the boundaries' words
+const FENCE = 16; // and to where a boundary stands
+const TOP = 42; // room for the boundaries' words
 const MARGIN = 10;
 const LETTER = 7.3; // one monospace letter of 12 pixels
 const LONGEST = 12; // letters of a label
-const REDRAFTED = new Set(["second", "third"]);
-
-/** How many drafted tokens held before the first redrafted or rejected one. */
-export function realBoundary({ tree, path }) {
-  const drafted = path.slice(1);
-  const redrafted = drafted.findIndex((node) => REDRAFTED.has(groupOf(tree.sources[node])));
-  return redrafted < 0 ? drafted.length : redrafted;
-}
 
 /** Nodes with places, edges between them, and where boundaries stand, for one step. */
 export function layOut(record) {
   const nodes = nodesOf(record);
+  sortChildren(nodes);
   const columns = columnsOf(nodes);
   const rows = placeRows(nodes);
   for (const node of nodes) {
@@ -69,16 +62,31 @@ function nodesOf({ tree, path, bonus }) {
   return nodes;
 }
 
-/** Gives every node the row of its first child, every leaf a row of its own; how many there are. */
+/** Rejected siblings: short branches first, so that they fit beside what the accepted one holds. */
+function sortChildren(nodes) {
+  for (const node of [...nodes].reverse()) {
+    node.reach = 1 + Math.max(0, ...node.children.map(({ reach }) => reach));
+    const leads = (child) => (child.accepted || child.bonus ? 0 : child.reach);
+    node.children.sort((one, other) => leads(one) - leads(other));
+  }
+}
+
+/**
+ * Gives every node a row, and its first child the same; how many rows there are. A branch takes the
+ * highest rows that are free below it in all its columns, so that branches of different depths
+ * stand side by side and no edge crosses another.
+ */
 function placeRows(nodes) {
-  let rows = 0;
-  const place = (node) => {
-    node.row = rows;
-    if (node.children.length === 0) rows += 1;
-    node.children.forEach(place);
+  const free = []; // depth -> its first free row
+  const place = (node, least) => {
+    let row = least;
+    for (let on = node; on; on = on.children[0]) row = Math.max(row, free[on.depth] ?? 0);
+    node.row = row;
+    free[node.depth] = row + 1;
+    node.children.forEach((child, at) => place(child, at ? row + 1 : row));
   };
-  place(nodes[0]);
-  return rows;
+  place(nodes[0], 0);
+  return Math.max(...free);
 }
 
 /** Left and right end of every depth's column: as wide as its widest node. */

@@ -85,7 +85,9 @@ async function answer(exchange, controller) {
     if (!settings.loaded) await loadModels();
     await withKey(() => receive(exchange, controller.signal));
     exchange.close(summary(exchange));
-    say(`Done: ${summary(exchange)}.`);
+    settings.noteRate(exchange.request, exchange.steps.at(-1)?.tokens_per_second);
+    figures.setPlainRate(settings.plainRate);
+    say(`Done: ${counted(exchange)}.`);
   } catch (error) {
     if (controller.signal.aborted) {
       exchange.close("stopped");
@@ -100,8 +102,8 @@ async function answer(exchange, controller) {
 }
 
 async function receive(exchange, signal) {
-  const request = settings.request(conversation.messages());
-  for await (const chunk of streamChat(request, signal)) {
+  exchange.request = settings.request(conversation.messages());
+  for await (const chunk of streamChat(exchange.request, signal)) {
     signal.throwIfAborted();
     if (!exchange.text) say("Answering …");
     legend.reveal(exchange.append(chunk));
@@ -110,18 +112,25 @@ async function receive(exchange, signal) {
   }
 }
 
-/** How an answer ended, in figures. */
-function summary({ usage, steps: made, finishReason }) {
-  const parts = [];
+/** How long an answer became. */
+function counted({ usage, steps: made }) {
   const tokens = usage?.completion_tokens;
   const passes = usage?.steps ?? made.length;
-  if (tokens) parts.push(passes ? `${tokens} tokens in ${passes} steps` : `${tokens} tokens`);
+  if (!tokens) return "answered";
+  return passes ? `${tokens} tokens in ${passes} steps` : `${tokens} tokens`;
+}
+
+/** How an answer ended, in figures. */
+function summary(exchange) {
+  const { request, usage, steps: made, finishReason } = exchange;
+  const parts = request.policy ? [`policy ${request.policy}`] : [];
+  parts.push(counted(exchange));
   const length = usage?.acceptance_length ?? made.at(-1)?.acceptance_length;
   if (length) parts.push(`acceptance length ${length.toFixed(2)}`);
   const rate = made.at(-1)?.tokens_per_second;
   if (rate) parts.push(`${rate.toFixed(1)} tokens per second`);
   if (finishReason === "length") parts.push("cut at max tokens");
-  return parts.join(", ") || "answered";
+  return parts.join(", ");
 }
 
 function sendAgain(exchange) {

@@ -1,10 +1,13 @@
 /** What the reader has chosen: model, policy with its budget, temperature and length. */
 
 import { byId, make } from "./dom.js";
+import { keep, kept } from "./storage.js";
 
 const TAKES_BUDGET = new Set(["best-first", "merged", "planned"]);
+const KEPT = "d2sd-settings";
 const USUAL_BUDGET = "64";
 const USUAL_LENGTH = 256;
+const PLAIN = "none";
 
 const HINTS = {
   planned: "before every step, whichever of all these pays",
@@ -49,10 +52,12 @@ export class Settings {
   #fields = this.#form.elements;
   #models = [];
   #options = new Map(); // policy -> the options that the server gives it
+  #plainRates = new Map(); // model -> what its last plain answer came to
 
   /** `changed` is called when another model has been chosen. */
   constructor(changed) {
     this.#form.addEventListener("submit", (event) => event.preventDefault());
+    this.#form.addEventListener("change", () => this.#keep());
     this.#fields.policy.addEventListener("change", () => this.#choosePolicy());
     this.#fields.model.addEventListener("change", () => {
       this.#chooseModel();
@@ -70,11 +75,18 @@ export class Settings {
     this.#fields.model.replaceChildren(...models.map(({ id }) => make("option", {}, id)));
     this.#fields.model.disabled = false;
     this.#chooseModel();
+    this.#restore();
   }
 
   /** Measured tokens per second of plain decoding, or null. */
   get plainRate() {
-    return this.#model()?.d2sd?.plain_tokens_per_second ?? null;
+    const measured = this.#plainRates.get(this.#fields.model.value);
+    return measured ?? this.#model()?.d2sd?.plain_tokens_per_second ?? null;
+  }
+
+  /** Notes what an answer came to that was asked for with `request`, if that was plain decoding. */
+  noteRate(request, rate) {
+    if (request.policy === PLAIN && rate) this.#plainRates.set(request.model, rate);
   }
 
   /** Whether all fields can be sent; if not, the browser says which one cannot. */
@@ -127,6 +139,28 @@ export class Settings {
     this.#fields.budget.disabled = !takesBudget; // what is hidden is not checked either
     this.#fields.budget.value = this.#options.get(name)?.get("budget") ?? USUAL_BUDGET;
     byId("policy-hint").textContent = HINTS[name] ? `${name}: ${HINTS[name]}` : "";
+  }
+
+  #keep() {
+    const values = this.#kept().map((field) => [field.name, field.value]);
+    keep(KEPT, JSON.stringify(Object.fromEntries(values)), true);
+  }
+
+  /** Sets the fields to what was chosen last time, as far as this server offers it. */
+  #restore() {
+    const values = JSON.parse(kept(KEPT, true) ?? "{}");
+    for (const field of this.#kept()) {
+      const before = field.value;
+      field.value = values[field.name] ?? before;
+      if (!field.checkValidity() || !field.value) field.value = before;
+      if (field.name === "policy") this.#choosePolicy();
+    }
+  }
+
+  /** The fields whose values outlast the page; the policy first, because it sets the budget. */
+  #kept() {
+    const { policy, budget, temperature, max_tokens: length } = this.#fields;
+    return [policy, budget, temperature, length];
   }
 
   #limit(most) {

@@ -1,16 +1,18 @@
 /** Draws the tree of a step, and says in a sentence what became of it. */
 
-import { makeSvg } from "./dom.js";
-import { PILL, layOut, realBoundary } from "./layout.js";
+import { make, makeSvg } from "./dom.js";
+import { PILL, layOut } from "./layout.js";
 import { describe, groupOf, readable } from "./sources.js";
 
 const NOTHING_YET = "The tree of every step appears here.";
+const SMALLEST = 0.85; // a wide tree shrinks to this before it scrolls
 
-/** Shows a step in `box` and in `words`; without a record both are emptied. */
+/** Shows a step in `box` and in `words`; without a record the box says why it is empty. */
 export function showTree(box, words, record) {
   if (!record?.tree) {
-    box.replaceChildren();
-    words.textContent = record ? "The server sent no tree." : NOTHING_YET;
+    const reason = record ? "The server sent no tree." : NOTHING_YET;
+    box.replaceChildren(make("p", { class: "empty" }, reason));
+    words.textContent = "";
     return;
   }
   box.replaceChildren(drawn(record));
@@ -27,26 +29,27 @@ export function inWords(record) {
   return `${counts}${bonus}${time}. ${boundaryWords(record)}`;
 }
 
-function boundaryWords(record) {
-  if (record.tree.tokens.length < 2) return "Nothing was drafted: plain decoding.";
-  const { predicted_boundary: predicted } = record;
-  const expected = isNumber(predicted) ? ` (${predicted.toFixed(1)} expected)` : "";
-  return `The first draft held for ${realBoundary(record)}${expected}.`;
+function boundaryWords({ tree, boundary, predicted_boundary: predicted }) {
+  if (tree.tokens.length < 2) return "Nothing was drafted: plain decoding.";
+  if (!isNumber(boundary)) return "The first drafter was not asked.";
+  const held = `The first chain held for ${boundary} ${boundary === 1 ? "token" : "tokens"}`;
+  return isNumber(predicted) ? `${held}, ${predicted} expected.` : `${held}.`;
 }
 
 function drawn(record) {
   const plan = layOut(record);
   const { width, height } = plan;
   const label = `Tree of this step: ${inWords(record)}`;
-  const size = { width, height, viewBox: `0 0 ${width} ${height}` };
-  return makeSvg(
+  const picture = makeSvg(
     "svg",
-    { ...size, role: "img", "aria-label": label },
+    { width, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     ...plan.edges.filter(({ accepted }) => !accepted).map(edge),
     ...plan.edges.filter(({ accepted }) => accepted).map(edge),
     ...boundaries(record, plan),
     ...plan.nodes.map(pill),
   );
+  picture.style.minWidth = `${SMALLEST * width}px`;
+  return picture;
 }
 
 function edge({ accepted, path }) {
@@ -80,27 +83,22 @@ function marks(group, { x, y, width }) {
   );
 }
 
-function boundaries(record, plan) {
-  if (record.tree.tokens.length < 2) return [];
-  const { predicted_boundary: predicted } = record;
-  const real = realBoundary(record);
-  const lines = [boundary("real", real, String(real), 25, plan)];
-  if (isNumber(predicted)) {
-    lines.unshift(boundary("predicted", predicted, predicted.toFixed(1), 11, plan));
-  }
-  return lines;
+function boundaries({ tree, boundary: real, predicted_boundary: predicted }, plan) {
+  if (tree.tokens.length < 2 || !isNumber(real)) return [];
+  const lines = isNumber(predicted) ? [boundary("predicted", predicted, 11, plan)] : [];
+  return [...lines, boundary("real", real, 25, plan)];
 }
 
 /** A line across the tree with its word at the top, on the side where there is room. */
-function boundary(kind, value, shown, wordY, plan) {
-  const x = plan.boundaryX(value);
-  const words = `${kind} ${shown}`;
+function boundary(kind, value, wordY, plan) {
+  const x = plan.boundaryX(value) + (kind === "real" ? 0 : -3); // equal ones stay two lines
+  const words = `${kind} ${value}`;
   const fits = x + 4 + words.length * 6.5 < plan.width;
   const place = { x: fits ? x + 4 : x - 4, y: wordY, "text-anchor": fits ? "start" : "end" };
   return makeSvg(
     "g",
     { class: `boundary ${kind}` },
-    makeSvg("title", {}, `${kind} boundary: ${shown} drafted tokens`),
+    makeSvg("title", {}, `${kind} boundary: after ${value} drafted tokens`),
     makeSvg("path", { d: `M${x} ${wordY - 8}V${plan.height - 6}` }),
     makeSvg("text", place, words),
   );
