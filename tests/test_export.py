@@ -269,3 +269,28 @@ def test_the_command_prints_one_object_and_its_errors_in_one_sentence(tmp_path, 
     assert "d2sd_config" in printed["notes"][0]
     assert printed["notes"][1].endswith(f"by its place here, {target}")
     assert load_network(out).config.taps == (0, 2)
+
+
+def test_for_vllm_the_first_drafter_alone_lies_in_the_folder_with_the_command_to_serve_it(
+    tmp_path, target
+):
+    stored(tmp_path / "both" / "first", IDS)
+    stored(tmp_path / "both" / "second")
+    notes = export(tmp_path / "both", tmp_path / "served", "vllm", target)
+    assert values_of(tmp_path / "served")["speculators_model_type"] == "dflash"
+    first, served = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "both" / "first", tmp_path / "served")
+    )
+    assert served.keys() - {"t2d", "lm_head.weight"} == first.keys()  # its vocabulary is reduced
+    assert torch.equal(served["fc.weight"], first["fc.weight"])
+    assert not (tmp_path / "served" / "second").exists()
+    assert any("second drafter is left out" in note for note in notes)
+    told = json.loads(notes[-1].partition("--speculative-config ")[2].strip("'"))
+    where = str((tmp_path / "served").resolve())
+    assert told == {"method": "dflash", "model": where, "num_speculative_tokens": 4}
+
+
+def test_for_vllm_the_target_must_be_named(tmp_path):
+    with pytest.raises(ValueError, match="give the target with --model"):
+        export(stored(tmp_path / "drafter", IDS), tmp_path / "served", "vllm")

@@ -18,10 +18,10 @@ class ExportOptions:
     out: Annotated[
         Path, option("--out", OUTPUT, "The folder to write; it appears as a whole.", "FOLDER")
     ]
-    layout: Annotated[str, option("--format", OUTPUT, "dflash or speculators.", "LAYOUT")]
+    layout: Annotated[str, option("--format", OUTPUT, "dflash, speculators or vllm.", "LAYOUT")]
     model: Annotated[
         str | None,
-        option("--model", OUTPUT, "The target, which the speculators layout names.", "TARGET"),
+        option("--model", OUTPUT, "The target, which all but the dflash layout name.", "TARGET"),
     ] = None
 
 
@@ -36,9 +36,10 @@ def export(
     options: ExportOptions,
     as_json: Json = False,
 ) -> None:
-    """Write a drafter in the DFlash layout or in that of speculators (vLLM).
+    """Write a drafter in the DFlash layout or in that of speculators, or one for vLLM.
 
     Weights keep their bits. Either layout can be exported to the other, and d2sd decodes with both.
+    vllm is the first drafter alone, in the layout that a stock vLLM serves with method dflash.
     """
     from d2sd.cli.terminal import note, print_json
     from d2sd.drafters.export import export as write

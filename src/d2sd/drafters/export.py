@@ -21,7 +21,7 @@ from d2sd.drafters.config import from_speculators
 from d2sd.drafters.layouts import Packed, Stored, TargetSide, as_dflash, as_speculators
 from d2sd.provenance import provenance
 
-LAYOUTS = ("dflash", "speculators")
+LAYOUTS = ("dflash", "speculators", "vllm")
 RECORD = "provenance.json"
 PARTS = ("first", "second", "one")
 
@@ -34,19 +34,27 @@ def export(
     `source` may also be the folder of a whole training, which holds `first` and `second` or `one`;
     so will `out`. `out` appears, or is replaced, as a whole: an export that dies half-way leaves
     what was there. `target`, a folder or a hub id, is what the speculators layout names as its
-    verifier. Raises ValueError.
+    verifier. The layout "vllm" is one drafter, the first, as vLLM's own method "dflash" reads it.
+    Raises ValueError.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     folders = _drafters_in(source)
+    notes: list[str] = []
+    if layout == "vllm":
+        if len(folders) > 1:
+            notes.append("vLLM itself drafts with one network: the second drafter is left out")
+        folders = {"": next(iter(folders.values()))}
     packed = {part: _packed(folder, layout, target) for part, folder in folders.items()}
     _check_free(out, folders)
     with whole_folder(out) as unfinished:
         for part, folder in folders.items():
             _write(packed[part], unfinished / part, folder)
-    notes = [note for part in packed.values() for note in part.notes]
-    if layout == "speculators" and target and Path(target).is_dir():
+    notes += [note for part in packed.values() for note in part.notes]
+    if layout != "dflash" and target and Path(target).is_dir():
         notes.append(f"its config.json names the target by its place here, {target}")
+    if layout == "vllm":
+        notes.append(f"vllm serve TARGET --speculative-config '{_served(out, packed[''].values)}'")
     return tuple(dict.fromkeys(notes))
 
 
@@ -99,6 +107,14 @@ def _packed(folder: Path, layout: str, target: str | None) -> Packed:
     if layout == "dflash":
         return as_dflash(stored)
     return as_speculators(stored, _target_side(stored, folder, target))
+
+
+def _served(folder: Path, values: dict[str, Any]) -> str:
+    """What `--speculative-config` of vLLM takes for the exported drafter."""
+    tokens = values["block_size"] - 1
+    return json.dumps(
+        {"method": "dflash", "model": str(folder.resolve()), "num_speculative_tokens": tokens}
+    )
 
 
 def _check_free(out: Path, folders: dict[str, Path]) -> None:

@@ -1,0 +1,36 @@
+"""What the engine's steps teach the planner: how long they took, and which drafts came true."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from d2sd.engines.vllm.placement import Placement
+from d2sd.engines.vllm.plan import BatchDrafter
+
+
+class StepClock:
+    """Times steps that only decode; one that reads prompts says nothing of decoding."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._begun = 0.0
+        self._last: float | None = None
+
+    def started(self, placement: Placement) -> None:
+        """The inputs of a step lie ready."""
+        self._begun = self._now()
+
+    def scored(self, placement: Placement, drafter: BatchDrafter) -> None:
+        """The target's pass was walked."""
+        pace, now = drafter.pace, self._now()
+        decoding = all(placed.row == placed.first_row for placed in placement.trees)
+        if pace is not None and decoding:
+            rows = sum(len(placed.tree) for placed in placement.trees)
+            pace.target.add(rows, now - self._begun)
+            emitted = sum(map(len, placement.paths))
+            if self._last is not None:
+                pace.stepped(emitted, now - self._last)
+            if predicted := sum(drafter.predicted.values()):
+                pace.came_true(emitted - len(placement.paths), predicted)
+        self._last = now if decoding else None

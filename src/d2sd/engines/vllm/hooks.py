@@ -1,0 +1,88 @@
+"""What we subclass or call of vLLM; a release that lacks any of it is refused by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function of vLLM, and the parameters that we give it or are given."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...] = ()
+
+
+RUNNER = "vllm.v1.worker.gpu_model_runner"
+CPU_ATTENTION = "vllm.v1.attention.backends.cpu_attn"
+
+HOOKS = (
+    Hook("vllm.v1.worker.cpu_worker", "CPUWorker.init_device"),
+    Hook("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model"),
+    Hook(RUNNER, "create_custom_proposer", ("vllm_config",)),
+    Hook(RUNNER, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")),
+    Hook(
+        RUNNER,
+        "GPUModelRunner._update_states_after_model_execute",
+        ("output_token_ids", "scheduler_output"),
+    ),
+    Hook(RUNNER, "GPUModelRunner._get_eagle3_aux_layers_from_config"),
+    Hook(RUNNER, "GPUModelRunner._input_fits_in_drafter", ("common_attn_metadata",)),
+    Hook(RUNNER, "GPUModelRunner._on_request_state_removed", ("req_id", "req_state")),
+    Hook(RUNNER, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config",)),
+    Hook(
+        RUNNER,
+        "GPUModelRunner.propose_draft_token_ids",
+        ("scheduler_output", "sampled_token_ids", "aux_hidden_states"),
+    ),
+    Hook(
+        "vllm.v1.sample.rejection_sampler",
+        "RejectionSampler.forward",
+        ("metadata", "draft_probs", "logits", "sampling_metadata"),
+    ),
+    Hook("vllm.v1.sample.sampler", "Sampler.forward", ("logits", "sampling_metadata")),
+    Hook("vllm.v1.attention.backends.registry", "register_backend", ("backend", "class_path")),
+    Hook(CPU_ATTENTION, "CPUAttentionBackend.get_impl_cls"),
+    Hook(
+        CPU_ATTENTION,
+        "CPUAttentionBackendImpl.forward",
+        ("layer", "query", "key", "value", "kv_cache", "attn_metadata", "output"),
+    ),
+    Hook(
+        CPU_ATTENTION,
+        "CPUAttentionBackendImpl.do_kv_cache_update",
+        ("layer", "key", "value", "kv_cache", "slot_mapping"),
+    ),
+    Hook("vllm.distributed.parallel_state", "GroupCoordinator.broadcast_object", ("obj", "src")),
+)
+
+
+def missing(hooks: tuple[Hook, ...] = HOOKS) -> list[str]:
+    """What is not there, or is called otherwise, in the vLLM that is installed; [] is all well."""
+    return [fault for hook in hooks if (fault := _fault(hook))]
+
+
+def check(hooks: tuple[Hook, ...] = HOOKS) -> None:
+    """Raises RuntimeError that names everything missing."""
+    if faults := missing(hooks):
+        raise RuntimeError(
+            f"this vLLM lacks what d2sd's trees need: {'; '.join(faults)}. Install vLLM 0.32 or "
+            "0.33, or run without --worker-cls"
+        )
+
+
+def _fault(hook: Hook) -> str | None:
+    place = f"{hook.module}.{hook.name}"
+    try:
+        found: object = importlib.import_module(hook.module)
+        for part in hook.name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return f"{place} is not there"
+    assert callable(found)
+    known = inspect.signature(found).parameters
+    lacking = [name for name in hook.parameters if name not in known]
+    return f"{place} has no parameter {', '.join(lacking)}" if lacking else None

@@ -1,0 +1,154 @@
+"""vLLM's model runner with trees: laid out before the pass, walked after it, drafted at the end.
+
+Everything goes through methods that vLLM's runner calls on itself and that `hooks.py` checks.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.distributed.parallel_state import get_pp_group
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+from d2sd.engines.vllm import cpu_attention
+from d2sd.engines.vllm.attention import TreePass, begin
+from d2sd.engines.vllm.clock import StepClock
+from d2sd.engines.vllm.drafter import TreeDrafter
+from d2sd.engines.vllm.passes import NewRows
+from d2sd.engines.vllm.placement import Placement, Scheduled, place
+from d2sd.engines.vllm.plan import Asking
+from d2sd.engines.vllm.sampler import TreeSampler
+from d2sd.tree import TokenTree
+
+log = logging.getLogger(__name__)
+
+
+class TreeRunner(CPUModelRunner):
+    """One step: `_prepare_inputs`, the target's pass, the walk, `_update_states…`, drafting."""
+
+    def __init__(self, vllm_config: Any, device: torch.device) -> None:
+        super().__init__(vllm_config, device)
+        if not isinstance(getattr(self, "drafter", None), TreeDrafter):
+            raise ValueError(
+                'the worker of d2sd needs its drafter: give --speculative-config \'{"method": '
+                '"custom_class", "model": "d2sd.engines.vllm.drafter.TreeDrafter", …}\''
+            )
+        if get_pp_group().world_size > 1 or self.use_async_scheduling or self.uses_mrope:
+            raise ValueError(
+                "trees need a text model without pipeline parallelism and async scheduling"
+            )
+        self.use_aux_hidden_state_outputs = True
+        self.rejection_sampler: Any = TreeSampler(getattr(self, "rejection_sampler"))  # noqa: B009
+        self._drafted: dict[str, TokenTree] = {}
+        self._placement = Placement([])
+        self._tree_pass: TreePass | None = None
+        self._clock = StepClock()
+
+    def _get_eagle3_aux_layers_from_config(self) -> tuple[int, ...]:
+        return tuple(tap + 1 for tap in self.drafter.taps)  # vLLM names a layer's input
+
+    def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize_kv_cache(*args, **kwargs)
+        if len(self.kv_cache_config.kv_cache_groups) != 1:
+            raise ValueError("trees need a target whose layers share one kind of KV cache")
+        for name, layer in self.compilation_config.static_forward_context.items():
+            if not isinstance(layer, Attention):
+                raise ValueError(f"trees can't be scored by {name}: it is no plain attention")
+            if reason := cpu_attention.unfit(layer.impl, layer):
+                raise ValueError(f"trees can't be scored by {name}: {reason}")
+
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        self._placement = place(self._scheduled(scheduler_output), self._drafted)
+        self.rejection_sampler.placement = self._placement
+        self._tree_pass = None
+        if self._placement.forked:
+            rows, positions = self._placement.positions()
+            self.positions[rows.to(self.device)] = positions.to(self.device)
+            self._tree_pass = TreePass(self._placement)
+        begin(self._tree_pass)
+        self._clock.started(self._placement)
+        return prepared
+
+    def _scheduled(self, scheduler_output: Any) -> list[Scheduled]:
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        starts, batch = self.query_start_loc.np, self.input_batch
+        found = []
+        for number, request in enumerate(batch.req_ids):
+            own = drafts.get(request, [])
+            first, end = int(starts[number]), int(starts[number + 1])
+            computed = int(batch.num_computed_tokens_cpu[number])
+            last = computed + end - first - len(own) - 1
+            anchor = int(batch.token_ids_cpu[number, last])
+            found.append(Scheduled(request, first, end - first, computed, anchor, own))
+        return found
+
+    def _update_states_after_model_execute(
+        self, output_token_ids: Tensor, scheduler_output: Any
+    ) -> None:
+        super()._update_states_after_model_execute(output_token_ids, scheduler_output)
+        if self._tree_pass is not None:
+            self._tree_pass.compact()
+            if log.isEnabledFor(logging.DEBUG):
+                for placed, path in zip(self._placement.trees, self._placement.paths, strict=True):
+                    log.debug("%s accepted %s of %d", placed.request, path, len(placed.tree) - 1)
+        self._tree_pass = None
+        begin(None)
+        self._clock.scored(self._placement, self.drafter.drafter)
+
+    def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
+        return common_attn_metadata is not None  # no node is drafted past the model's context
+
+    def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
+        super()._on_request_state_removed(req_id, req_state)
+        self._drafted.pop(req_id, None)
+        self.drafter.drafter.forget(req_id)
+
+    def propose_draft_token_ids(
+        self,
+        scheduler_output: Any,
+        sampled_token_ids: Any,
+        sampling_metadata: Any,
+        hidden_states: Tensor,
+        sample_hidden_states: Tensor,
+        aux_hidden_states: list[Tensor] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[list[int]]:
+        assert aux_hidden_states is not None
+        placement = self._placement
+        self.drafter.drafter.read(self._new_rows(placement, torch.stack(aux_hidden_states, 1)))
+        asking = [
+            self._asking(number, tokens[-1])
+            for number, tokens in enumerate(sampled_token_ids)
+            if tokens
+        ]
+        trees = self.drafter.drafter.draft([one for one in asking if one is not None])
+        self._drafted.update(trees)
+        empty = TokenTree((0,), (-1,), ("anchor",))
+        return [list(trees.get(name, empty).tokens[1:]) for name in self.input_batch.req_ids]
+
+    def _new_rows(self, placement: Placement, features: Tensor) -> list[NewRows]:
+        found = []
+        for number, placed in enumerate(placement.trees):
+            rows = torch.tensor(placement.committed_rows(number), device=features.device)
+            start = placed.committed - (placed.row - placed.first_row)
+            found.append(NewRows(placed.request, start, features[rows]))
+        return found
+
+    def _asking(self, number: int, anchor: int) -> Asking | None:
+        """What to draft for a request; None: nothing, where drafts would be judged wrongly."""
+        request = self.input_batch.req_ids[number]
+        state = self.requests[request]
+        settings, tokens = state.sampling_params, state.num_tokens
+        if len(state.output_token_ids) < settings.min_tokens or settings.thinking_token_budget:
+            return None
+        left = self.max_model_len - tokens
+        if settings.max_tokens is not None:
+            left = min(left, settings.max_tokens - len(state.output_token_ids))
+        chain = settings.structured_outputs is not None  # its masks are made for a chain
+        return Asking(request, anchor, tokens, left - 1, settings.temperature, chain)

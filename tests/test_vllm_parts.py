@@ -1,0 +1,328 @@
+"""The parts of the vLLM plug-in that need no vLLM: placement, walk, batched passes, plan, pace."""
+
+import random
+import sys
+import types
+
+import pytest
+import torch
+
+from d2sd.drafters.merged import MergedDrafter
+from d2sd.drafters.policies import parse_policy
+from d2sd.drafters.proposer import NetworkProposer
+from d2sd.engines.vllm.attention import ContextBlocks, TreePass, tree_attention
+from d2sd.engines.vllm.hooks import Hook, check, missing
+from d2sd.engines.vllm.pace import Line, Pace
+from d2sd.engines.vllm.passes import BatchedNetwork, NewRows, TargetEnds, Wanted
+from d2sd.engines.vllm.placement import Placement, Scheduled, place
+from d2sd.engines.vllm.plan import Asking, BatchDrafter
+from d2sd.engines.vllm.settings import Settings
+from d2sd.engines.vllm.walk import walk
+from d2sd.interfaces import Context
+from d2sd.tree import Branch, TokenTree
+from drafters import random_network
+
+TREE = TokenTree.from_branches(9, [Branch((1, 2)), Branch((3, 4, 5)), Branch((3, 6))])
+TAPS = (0, 2)
+
+
+def scheduled(request="a", first_row=0, rows=7, computed=20, anchor=9, drafts=(1, 2, 3, 4, 5, 6)):
+    return Scheduled(request, first_row, rows, computed, anchor, drafts)
+
+
+def test_nodes_stand_by_depth_and_accepted_rows_move_to_a_plain_continuation():
+    placement = place(
+        [scheduled("other", 0, 4, 8, 5, ()), scheduled("a", 4, 9)], {"a": TREE}
+    )  # two known tokens are read before the anchor of "a"
+    rows, positions = placement.positions()
+    assert rows.tolist() == [6, 7, 8, 9, 10, 11, 12]
+    assert positions.tolist() == [22, 23, 24, 23, 24, 25, 24]
+    placement.paths = [(0,), (0, 3, 4, 5)]
+    sources, goals = placement.moves()
+    assert (sources.tolist(), goals.tolist()) == ([9, 10, 11], [7, 8, 9])
+    assert placement.committed_rows(0) == [0, 1, 2, 3]
+    assert placement.committed_rows(1) == [4, 5, 6, 9, 10, 11]
+
+
+def test_drafts_cut_short_are_the_tree_s_beginning_and_foreign_ones_a_chain():
+    [cut] = place([scheduled(rows=5, drafts=(1, 2, 3, 4))], {"a": TREE}).trees
+    assert cut.tree == TREE.first(5)
+    [foreign] = place([scheduled(rows=3, drafts=(0, 0))], {"a": TREE}).trees
+    assert foreign.tree.parents == (-1, 0, 1)
+    assert not foreign.forked
+    [stale] = place([scheduled(anchor=8)], {"a": TREE}).trees
+    assert not stale.forked
+
+
+def test_the_walk_emits_what_each_request_draws_and_asks_once_a_token():
+    draws = {0: {0: 3, 3: 6, 6: 7}, 1: {0: 1, 1: 8}}
+    asked = []
+
+    def draw(nodes, emitted, walking):
+        asked.append(set(walking))
+        return [draws[number].get(node, -5) for number, node in enumerate(nodes)]
+
+    walked = walk([TREE, TREE], draw)
+    assert walked.emitted == [[3, 6, 7], [1, 8]]
+    assert walked.paths == [(0, 3, 6), (0, 1)]
+    assert asked == [{0, 1}, {0, 1}, {0}]
+
+
+class Layer:
+    """An attention layer whose cache holds a value a slot."""
+
+    def do_kv_cache_update(self, layer, keys, values, kv_cache, slots):
+        kv_cache[0][slots], kv_cache[1][slots] = keys, values
+
+
+def test_compaction_writes_what_the_nodes_had_even_where_slots_overlap():
+    placement = place([scheduled("x", 0, 2, 3, 1, (7,)), scheduled("a", 2)], {"a": TREE})
+    tree_pass = TreePass(placement)
+    assert tree_pass.mixed
+    keys = torch.arange(9.0)[:, None, None].expand(9, 2, 4).contiguous()
+    cache = torch.zeros(2, 30, 2, 4)
+    slots = torch.arange(11, 20)
+    cache[0, slots], cache[1, slots] = keys, -keys
+    tree_pass.remember(Layer(), object(), keys, -keys, (cache, slots))
+    keys.zero_()  # the engine reuses its buffers
+    placement.paths = [(0,), (0, 3, 4, 5)]
+    tree_pass.compact()
+    assert cache[0, 11:20, 0, 0].tolist() == [0, 1, 2, 5, 6, 7, 6, 7, 8]
+    assert torch.equal(cache[1], -cache[0])
+
+
+def test_tree_attention_is_masked_attention_over_context_and_tree():
+    torch.manual_seed(0)
+    query = torch.randn(7, 4, 8, dtype=torch.float64)
+    own, context = (torch.randn(2, 1, 2, n, 8, dtype=torch.float64) for n in (7, 5))
+    [placed] = place([scheduled()], {"a": TREE}).trees
+    mask = TreePass(Placement([placed])).mask(placed, 2, query)
+    out = tree_attention(query, ContextBlocks(*own), ContextBlocks(*context), mask, 0.3)
+    seen = torch.cat([torch.ones(7, 5, dtype=torch.bool), TREE.visibility()], 1)
+    keys, values = (
+        torch.cat([c, o], 2)[0].repeat_interleave(2, 0) for c, o in zip(context, own, strict=True)
+    )
+    scores = (query.transpose(0, 1) @ keys.transpose(1, 2) * 0.3).masked_fill(~seen, -torch.inf)
+    assert torch.allclose(out, (scores.softmax(-1) @ values).transpose(0, 1))
+
+
+class Ends(TargetEnds):
+    def __init__(self):
+        generator = torch.Generator().manual_seed(5)
+        self.embedding = torch.randn(97, 32, generator=generator)
+        self.head = torch.nn.Linear(32, 97, bias=False).requires_grad_(False)
+        self.head.weight.copy_(torch.randn(97, 32, generator=generator))
+
+    def embed(self, ids):
+        return self.embedding[ids]
+
+    def logits(self, hidden, draft_ids):
+        logits = self.head(hidden).float()
+        return logits if draft_ids is None else logits[:, draft_ids]
+
+
+SEQUENCES = {"short": (3, 1, 4), "long": (2, 7, 1, 8, 2, 8, 1, 8), "middle": (1, 1, 2, 3, 5)}
+
+
+def features(name):
+    generator = torch.Generator().manual_seed(len(name))
+    return torch.randn(len(SEQUENCES[name]) - 1, 2, 32, generator=generator)
+
+
+def alone(network, ends, name):
+    """The proposer of one sequence, and that sequence's context."""
+    proposer = NetworkProposer(network, ends.embedding, ends.head, TAPS)
+    return proposer, Context(SEQUENCES[name], features(name))
+
+
+def networks(**changes):
+    both = [random_network(seed, **changes) for seed in (0, 1)]
+    ends = Ends()
+    return both, ends, [BatchedNetwork(network, ends, (0, 1)) for network in both]
+
+
+def read_all(batched):
+    for one in batched:
+        for name in SEQUENCES:
+            rows = features(name)
+            one.read([NewRows(name, 0, rows[:1]), NewRows(name, 1, rows[1:])])
+
+
+SLIDING = {"layer_types": ["sliding_attention"] * 2, "sliding_window": 4}
+IDS = torch.tensor([4, 40, 41, 96])
+
+
+@pytest.mark.parametrize("changes", [{}, SLIDING], ids=["full", "sliding"])
+@pytest.mark.parametrize("ids", [None, IDS], ids=["whole vocabulary", "reduced"])
+def test_a_batched_pass_proposes_what_each_sequence_alone_would(changes, ids):
+    (network, _), ends, (batched, _) = networks(**changes)
+    network.draft_ids = ids
+    read_all([batched])
+    visible = {"short": [(4,)], "long": [(8, 5), (8, 5, 6), (8, 9)], "middle": [(5, 7), (5,)]}
+    wanted = [Wanted(name, rows, len(SEQUENCES[name]) - 1, 0.0) for name, rows in visible.items()]
+    found = batched.propose(wanted, 5)
+    for name, rows in visible.items():
+        proposer, context = alone(network, ends, name)
+        expected = proposer.propose(context, rows, 5)
+        assert torch.allclose(found[name].probs, expected.probs, atol=1e-5)
+
+
+def test_a_request_read_anew_forgets_what_no_longer_holds():
+    (network, _), ends, (batched, _) = networks()
+    batched.read([NewRows("short", 0, torch.ones(6, 2, 32))])
+    batched.propose([Wanted("short", [(1,)], 6, 0.0)], 5)
+    batched.read([NewRows("short", 0, features("short"))])  # as after a preemption
+    assert batched.ready("short", 2)
+    found = batched.propose([Wanted("short", [(4,)], 2, 0.0)], 5)
+    proposer, context = alone(network, ends, "short")
+    assert torch.allclose(found["short"].probs, proposer.propose(context, [(4,)], 5).probs)
+    batched.forget("short")
+    assert batched.requests == 0
+
+
+def test_a_gap_in_what_was_seen_drops_the_rows_before_it():
+    _, _, (late, fresh) = networks()
+    fresh._network = late._network
+    rows = features("long")
+    late.read([NewRows("long", 0, torch.ones(2, 2, 32)), NewRows("long", 4, rows[4:])])
+    fresh.read([NewRows("long", 4, rows[4:])])
+    wanted = [Wanted("long", [(8,)], 7, 0.0)]
+    assert late.ready("long", 7)
+    after, before = (one.propose(wanted, 5)["long"].probs for one in (late, fresh))
+    assert torch.equal(after, before)
+
+
+def asking(name, **changes):
+    tokens = SEQUENCES[name]
+    return Asking(name, tokens[-1], len(tokens), **{"deepest": 9, **changes})
+
+
+@pytest.mark.parametrize("anchors", ["mixed", "prefix"])
+def test_a_batch_s_trees_are_those_of_the_policy_merged(anchors):
+    pair, ends, batched = networks()
+    read_all(batched)
+    policy = parse_policy(f"merged:branches=3,anchors={anchors}")
+    trees = BatchDrafter(policy, 12, batched).draft([asking(name) for name in SEQUENCES])
+    for name in SEQUENCES:
+        proposers = [alone(network, ends, name)[0] for network in pair]
+        context = alone(pair[0], ends, name)[1]
+        expected = MergedDrafter(*proposers, budget=12, branches=3, anchors=anchors).draft(context)
+        assert trees[name] == expected
+
+
+def test_a_chain_is_a_chain_and_no_tree_is_deeper_than_asked():
+    _, _, batched = networks()
+    read_all(batched)
+    drafter = BatchDrafter(parse_policy("merged"), 12, batched)
+    trees = drafter.draft([asking("short", chain=True), asking("long", deepest=2)])
+    assert trees["short"].parents == (-1, 0, 1, 2, 3)
+    assert max(trees["long"].depths) == 2
+    assert "middle" not in trees
+    assert drafter.draft([asking("middle", deepest=0)]) == {}
+
+
+def test_ranks_that_agree_run_the_same_passes():
+    _, _, batched = networks()
+    read_all(batched)
+    said = []
+
+    def agree(decided):
+        said.append(decided)
+        return decided
+
+    drafter = BatchDrafter(parse_policy("merged"), 12, batched, agree)
+    trees = drafter.draft([asking("long")])
+    assert said[0] is True
+    assert said[-1][1] == trees
+    assert len(said) == 3  # whether to draft, what second rows keep, the trees
+
+
+def test_a_line_finds_what_a_row_costs():
+    line = Line()
+    for rows in (1, 8, 24, 8, 3):
+        line.add(rows, 0.1 + 0.01 * rows)
+    assert line.at(16) == pytest.approx(0.26, rel=0.05)
+    assert line.at(1) == pytest.approx(0.11, rel=0.1)
+
+
+def experienced(per_row, requests):
+    """A pace that has seen plain steps and tried trees; a pass takes 10 ms and more a row."""
+    pace = Pace()
+    for rows in (requests, 9 * requests, requests, 25 * requests):
+        seconds = 0.01 + per_row * rows
+        pace.target.add(rows, seconds)
+        if rows == requests:
+            pace.stepped(requests, seconds)
+    return pace
+
+
+def test_a_dear_row_shrinks_the_trees_of_all_to_nothing_and_a_cheap_one_lets_them_grow():
+    chances = sorted([0.9, 0.6, 0.3, 0.1, 0.02] * 8, reverse=True)
+    counts = [experienced(cost, 8).budget(chances, 8).count for cost in (1e-6, 1e-3, 1e-1)]
+    assert counts[0] > counts[1] > counts[2]
+    assert (counts[0], counts[2]) == (40, 0)
+
+
+def test_drafting_stops_where_it_costs_more_than_it_brings_and_is_tried_again():
+    pace = experienced(1e-3, 1)
+    for _ in range(80):
+        pace.drafted(pace.budget([0.01], 1), 1, seconds=0.05)
+    assert pace.gain.value < 0
+    pace.estimates.probes.elapsed = pace.estimates.probes.spent = 0.0
+    assert not pace.first_pays(1)
+    pace.stepped(500, 100.0)
+    assert pace.first_pays(1)
+
+
+def test_the_first_steps_are_plain_so_that_their_price_is_known():
+    assert not Pace().first_pays(3)
+
+
+def test_settings_are_read_or_refused_in_one_sentence():
+    told = {"d2sd": {"first": "f", "second": "s", "policy": "merged:budget=9"}}
+    settings = Settings.of(told, 24)
+    assert (settings.first, settings.second, settings.budget) == ("f", "s", 9)
+    assert Settings.of({"d2sd": {"first": "f"}}, 24).policy.name == "planned"
+    with pytest.raises(ValueError, match='there is no "first"'):
+        Settings.of({}, 24)
+    with pytest.raises(ValueError, match="has 'thrid'; it knows first, second, policy"):
+        Settings.of({"d2sd": {"first": "f", "thrid": "s"}}, 24)
+    with pytest.raises(ValueError, match="policy 'dual' does not draft for a batch"):
+        Settings.of({"d2sd": {"first": "f", "policy": "dual"}}, 24)
+
+
+def test_what_an_engine_lacks_is_named(monkeypatch):
+    module = types.ModuleType("some_engine")
+    module.Runner = type("Runner", (), {"prepare": lambda self, batch: None})
+    monkeypatch.setitem(sys.modules, "some_engine", module)
+    hooks = (
+        Hook("some_engine", "Runner.prepare", ("batch",)),
+        Hook("some_engine", "Runner.prepare", ("batch", "rows")),
+        Hook("some_engine", "Runner.finish"),
+        Hook("no_engine_at_all", "Runner"),
+    )
+    assert missing(hooks[:1]) == []
+    assert missing(hooks) == [
+        "some_engine.Runner.prepare has no parameter rows",
+        "some_engine.Runner.finish is not there",
+        "no_engine_at_all.Runner is not there",
+    ]
+    with pytest.raises(RuntimeError, match="lacks what d2sd's trees need: some_engine"):
+        check(hooks)
+
+
+def test_random_trees_walk_as_verify_does():
+    rng = random.Random(3)
+    for _ in range(50):
+        branches = [Branch(tuple(rng.randrange(3) for _ in range(4))) for _ in range(5)]
+        tree = TokenTree.from_branches(0, branches)
+        draws = [rng.randrange(3) for _ in range(len(tree))]
+        walked = walk([tree], lambda nodes, *_, draws=draws: [draws[nodes[0]]])
+        path, emitted = [0], []
+        while True:
+            emitted.append(draws[path[-1]])
+            node = tree.children.get((path[-1], emitted[-1]))
+            if node is None:
+                break
+            path.append(node)
+        assert (walked.paths, walked.emitted) == ([tuple(path)], [emitted])
