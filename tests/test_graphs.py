@@ -84,7 +84,8 @@ def test_a_recording_replays_other_trees_at_other_lengths(monkeypatch):
     model = tiny_model("Llama")
     eager, static = HFTarget(model, TAPS), HFTarget(model, TAPS)
     static.run = GraphedPass(model, TAPS)
-    static._cache.allocated(static.run._layout, 1)  # zeros, for `up_to` multiplies all rows
+    for buffer in static._cache.allocated(static.run._layout, 1):
+        buffer.zero_()  # for `up_to` multiplies all rows
     monkeypatch.setattr(graphs, "_on_cpu", up_to)
     recordings = []
 

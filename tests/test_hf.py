@@ -179,7 +179,7 @@ def test_without_taps_there_are_rows_of_no_features(tiny_llama):
 
 
 def test_contexts_stay_what_they_were(tiny_llama, long_truth, monkeypatch):
-    monkeypatch.setattr(hf, "FIRST_CAPACITY", 8)  # so that the buffer grows on the way
+    monkeypatch.setattr(hf, "first_capacity", lambda device: 8)  # buffers grow on the way
     target = HFTarget(tiny_llama, taps=(1,))
     contexts, copies = [target.prefill(PROMPTS[5])], []
     for _ in range(4):

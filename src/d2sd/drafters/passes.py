@@ -28,7 +28,7 @@ class ContextRows:
     """Keys and values of one sequence's context, all layers in one buffer each.
 
     The first `length` rows of `keys` and `values` [layers, kv_heads, capacity, head_dim] count;
-    the others are finite. A full buffer is replaced by one of twice its size.
+    the others hold anything. A full buffer is replaced by one of twice its size.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class ContextRows:
     ) -> None:
         net = config.network
         shape = (net.num_hidden_layers, net.num_key_value_heads, capacity, net.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
 
     def truncate(self, length: int) -> None:
@@ -73,7 +73,7 @@ class ContextRows:
 def _doubled(buffer: Tensor, kept: int, needed: int) -> Tensor:
     shape = list(buffer.shape)
     shape[2] = max(needed, 2 * shape[2])
-    larger = buffer.new_zeros(shape)
+    larger = buffer.new_empty(shape)
     larger[:, :, :kept] = buffer[:, :, :kept]
     return larger
 

@@ -12,6 +12,15 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 FIRST_CAPACITY = 1024
+"""Rows that a cache has room for at first."""
+FIRST_CAPACITY_ON_CPU = 4096
+"""There memory is taken when it is written, so room costs nothing; what growing frees does: the C
+library keeps it."""
+
+
+def first_capacity(device: torch.device) -> int:
+    """Rows to make room for, before it is known how many will come."""
+    return FIRST_CAPACITY_ON_CPU if device.type == "cpu" else FIRST_CAPACITY
 
 
 def grown(buffer: Tensor, rows: int, dim: int) -> Tensor:
@@ -82,7 +91,7 @@ class TreeCache(Cache):
         """Both buffers with room for `rows` in all, for a pass that writes its own rows."""
         if self._keys is None or self._values is None:
             shape = (layout.layers, layout.kv_heads, max(self._capacity, rows), layout.head_dim)
-            # not zeros: writing them would take the memory of rows that may never come
+            # not zeros: they would be written
             self._keys = torch.empty(shape, dtype=layout.dtype, device=layout.device)
             self._values = torch.empty_like(self._keys)
         self._keys, self._values = grown(self._keys, rows, dim=2), grown(self._values, rows, dim=2)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from d2sd.interfaces import Context, Scores, Target, shared_prefix
-from d2sd.target.cache import FIRST_CAPACITY, TreeCache, grown
+from d2sd.target.cache import TreeCache, first_capacity, grown
 from d2sd.target.load import check_supported, load_model
 from d2sd.target.passes import EagerPass, TargetPass
 from d2sd.tree import Branch, TokenTree
@@ -57,10 +57,11 @@ class HFTarget(Target):
         self.taps = self._checked(taps)
         self._model = model.eval()
         self.run: TargetPass = EagerPass(model, self.taps)
-        self._cache = TreeCache(self.num_layers)
+        capacity = first_capacity(self.device)
+        self._cache = TreeCache(self.num_layers, capacity)
         self._tokens: tuple[int, ...] = ()  # the cache's first rows are theirs
         self._features = torch.empty(
-            FIRST_CAPACITY, len(taps), self.hidden_size, dtype=self.dtype, device=self.device
+            capacity, len(taps), self.hidden_size, dtype=self.dtype, device=self.device
         )
 
     @classmethod
