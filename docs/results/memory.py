@@ -148,6 +148,7 @@ def main():
         "peak_while_loading_over_imports_mb": loading.own - imported[1],
         "growth_mb_per_1000_tokens": slope([(tokens, own) for tokens, _, own in series]),
         "of_which_rows_mb": row / 1e3,
+        "growth_without_rows_second_half": slope(beyond[len(beyond) // 2 :]),
         "while_answering_mb": series,
         "policy": options.policy,
         "compiled": session.is_compiled,
