@@ -41,6 +41,7 @@ def serving(
         create_app(service, key), host="127.0.0.1", port=port, log_level="warning"
     )
     server = uvicorn.Server(config)
+    service.worker.start()
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until = time.monotonic() + 20

@@ -32,11 +32,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(service: Service, api_key: str | None = None) -> FastAPI:
-    """The app over a service; its worker starts and stops with the app."""
+    """The app over a service, which ends with it; whoever serves it starts the worker."""
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        service.worker.start()
         yield
         await asyncio.to_thread(service.close)
 

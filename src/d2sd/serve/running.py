@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -24,22 +25,20 @@ OpenAI's client), or a request may meet the end of its connection."""
 LOGGERS = ("uvicorn.error", "asyncio", "d2sd.serve.worker")
 
 
-class GracefulServer(uvicorn.Server):
-    """At the first signal the queue closes: new requests are refused, accepted ones answered.
+class Ending:
+    """What signals do. At the first the queue closes: new requests are refused, accepted answered.
 
     After `grace` seconds what is left is failed in words. Then connections end and the server
     with them. A second signal ends the process where it stands.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
-        super().__init__(config)
-        self._service, self._grace = service, grace
+    def __init__(self, server: uvicorn.Server, service: Service, grace: float) -> None:
+        self._server, self._service, self._grace = server, service, grace
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            os._exit(128 + sig)
-        # uvicorn would raise the signal again in the end; an end as wished is none by a signal
-        self.should_exit = True
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._server.should_exit:
+            os._exit(128 + number)
+        self._server.should_exit = True
         stop = self._service.worker.stop
         threading.Thread(target=stop, args=(self._grace,), daemon=True).start()
 
@@ -61,7 +60,13 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def serve(app: FastAPI, service: Service, door: socket.socket, grace: float) -> None:
-    """Serve at a bound socket until a signal comes."""
+    """Serve at a bound socket until a signal comes; called in the main thread, where signals come.
+
+    The model works in this thread and HTTP in another. This thread loaded the model, so OpenMP's
+    threads are waiting for it already. Behind any other thread OpenMP would start as many again,
+    find more than the machine has cores, and put them to sleep after every loop: on two cores that
+    made a pass 2.5 times as slow.
+    """
     leave_values_out(*LOGGERS)
     config = uvicorn.Config(
         app,
@@ -71,6 +76,19 @@ def serve(app: FastAPI, service: Service, door: socket.socket, grace: float) -> 
         timeout_graceful_shutdown=math.ceil(grace) + LAST_WORDS,
         server_header=False,
     )
-    GracefulServer(config, service, grace).run(sockets=[door])
-    if service.worker.is_alive:
-        os._exit(0)  # a pass that takes this long cannot be interrupted, and nobody waits for it
+    server = uvicorn.Server(config)
+
+    def listen() -> None:
+        try:
+            server.run(sockets=[door])
+        finally:
+            service.close()
+            if service.worker.is_alive:
+                os._exit(0)  # a pass that takes this long cannot be interrupted; nobody waits
+
+    http = threading.Thread(target=listen, name="d2sd-http")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, Ending(server, service, grace))
+    http.start()
+    service.worker.work()
+    http.join()

@@ -1,4 +1,4 @@
-"""The one thread that owns the model: takes jobs from the queue and answers them one by one."""
+"""Whoever owns the model: takes jobs from the queue and answers them one by one."""
 
 from __future__ import annotations
 
@@ -36,13 +36,15 @@ class Worker:
         )
         self._drafters: OrderedDict[tuple[str, float], Drafter] = OrderedDict()
         self._stages = Stages(session.target.device)
-        self._thread = threading.Thread(target=self._work, name="d2sd-worker", daemon=True)
+        self._begun, self._done = threading.Event(), threading.Event()
         self._hurry = threading.Event()
         self._at_work: Job | None = None
         self.pace = Pace()
 
     def start(self) -> None:
-        self._thread.start()
+        """`work` in a thread of its own."""
+        self._begun.set()
+        threading.Thread(target=self.work, name="d2sd-worker", daemon=True).start()
 
     def stop(self, grace: float) -> None:
         """Answer what was accepted for at most `grace` seconds; then fail the rest, in words.
@@ -51,35 +53,42 @@ class Worker:
         """
         self._queue.close()
         if self.is_alive:
-            self._thread.join(grace)
+            self._done.wait(grace)
         self._hurry.set()
         at_work = self._at_work
         for job in (*self._queue.emptied(), *([] if at_work is None else [at_work])):
             job.hear(STOPPING)
         if self.is_alive:
-            self._thread.join(LAST_PASS)
+            self._done.wait(LAST_PASS)
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._begun.is_set() and not self._done.is_set()
 
-    def _work(self) -> None:
-        while (job := self._queue.get()) is not None:
-            if job.cancelled.is_set():
-                continue
-            start = time.monotonic()
-            self._at_work = job
-            try:
-                job.hear(self._answered(job))
-            except ValueError as error:  # what was asked cannot be done
-                job.hear(Failed(str(error), 400, "invalid_request"))
-            except Exception:  # whatever it is, the next request must be answered
-                logger.exception("a request failed")
-                job.hear(Failed("the server failed on this request", 500, "internal_error"))
-            self._at_work = None
-            self.pace.took(time.monotonic() - start)
-            self._metrics.staged(self._stages.seconds)
-            self._stages.forget()
+    def work(self) -> None:
+        """Answer jobs in this thread until the queue is closed and empty."""
+        self._begun.set()
+        try:
+            while (job := self._queue.get()) is not None:
+                if not job.cancelled.is_set():
+                    self._at_work = job
+                    self._attend_to(job)
+                    self._at_work = None
+        finally:
+            self._done.set()
+
+    def _attend_to(self, job: Job) -> None:
+        start = time.monotonic()
+        try:
+            job.hear(self._answered(job))
+        except ValueError as error:  # what was asked cannot be done
+            job.hear(Failed(str(error), 400, "invalid_request"))
+        except Exception:  # whatever it is, the next request must be answered
+            logger.exception("a request failed")
+            job.hear(Failed("the server failed on this request", 500, "internal_error"))
+        self.pace.took(time.monotonic() - start)
+        self._metrics.staged(self._stages.seconds)
+        self._stages.forget()
 
     def _answered(self, job: Job) -> Finished | Failed:
         """Run the job; gives its last event."""
