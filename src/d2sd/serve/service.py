@@ -77,18 +77,21 @@ class Running:
         except RuntimeError:  # the loop is gone, and with it whoever would listen
             return
 
-    async def next(self, deadline: float) -> Event:
-        """The next one; TIMEOUT where none has come when `deadline` has passed.
+    async def all(self, deadline: float) -> AsyncIterator[Event]:
+        """Up to the last one, Finished or Failed; TIMEOUT soon after `deadline` at the latest.
 
         A job at work ends by itself then; one that still waits would not hear of it in time.
         """
-        if not self._events.empty():
-            return self._events.get_nowait()
         left = deadline + SLACK - time.monotonic()
+        timer = self._loop.call_later(left, self._events.put_nowait, TIMEOUT)
         try:
-            return await asyncio.wait_for(self._events.get(), left)
-        except TimeoutError:
-            return TIMEOUT
+            while True:
+                event = await self._events.get()
+                yield event
+                if isinstance(event, Finished | Failed):
+                    return
+        finally:
+            timer.cancel()
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,9 @@ class Started:
     running: Running
     prompt: int
 
-    async def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncIterator[Event]:
         """What is heard of the job, up to the last one, Finished or Failed."""
-        while True:
-            event = await self.running.next(self.job.deadline)
-            yield event
-            if isinstance(event, Finished | Failed):
-                return
+        return self.running.all(self.job.deadline)
 
 
 class Service:
