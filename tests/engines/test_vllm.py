@@ -1,11 +1,19 @@
 """Trees inside a real vLLM, on CPU in float32: tokens are plain vLLM's, whatever is drafted."""
 
 import random
+from importlib.util import find_spec
 
 import pytest
 
 from d2sd.drafters.export import export
 from d2sd.engines.vllm import hooks
+
+# no conftest.py: it would hide the one above, which other tests import from
+pytest_plugins = ("vllm_cases",)
+pytestmark = pytest.mark.skipif(
+    find_spec("vllm") is None,
+    reason="vLLM is not installed; docs/vllm.md says how to install it and run these tests",
+)
 
 LENGTHS = (10, 5, 48, 3, 20, 33, 7, 60)
 GREEDY = {"max_tokens": 40}

@@ -1,4 +1,4 @@
-"""A tiny target, random drafters for it, and a vLLM that answers cases; skipped without vLLM."""
+"""A tiny target, random drafters for it, and a vLLM that answers cases: a plugin of the tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,6 @@ from drafters import drafter_json, random_network
 HERE = Path(__file__).parent
 WORKER = "d2sd.engines.vllm.worker.CPUTreeWorker"
 VOCAB, HIDDEN = 512, 128
-
-
-def pytest_collection_modifyitems(items):
-    if find_spec("vllm") is None:
-        reason = "vLLM is not installed; docs/vllm.md says how to install it and run these tests"
-        for item in items:
-            if HERE in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
