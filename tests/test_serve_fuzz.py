@@ -187,5 +187,7 @@ def test_unknown_places_and_methods(server) -> None:
         "/v1/models/x",
     ):
         assert refused(httpx.get(server.url + path), 404)
-    for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "ODD"):
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         assert refused(httpx.request(method, server.url + CHAT), 405)
+    # one that HTTP doesn't have comes no further than uvicorn's parser where that is httptools
+    assert httpx.request("ODD", server.url + CHAT).status_code in (400, 405)
