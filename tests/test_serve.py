@@ -211,3 +211,27 @@ def test_only_policies_that_can_be_had_are_offered(session, client, tmp_path) ->
         url = f"{server.url}/v1"
         [listed] = openai.OpenAI(base_url=url, api_key="x", max_retries=0).models.list().data
     assert listed.d2sd["policies"] == ["none", "ngram", "planned"]  # which copies at least
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logprobs": True},
+        {"response_format": {"type": "regex", "regex": "[a-z]+"}},
+    ],
+)
+def test_what_counts_on_the_order_of_rows_needs_the_default_verifier(client, model, change) -> None:
+    ask = {"model": model, "messages": HELLO, "max_tokens": 4, "temperature": 1}
+    policy = {"policy": "drawn:verifier=traversal"}
+    assert client.chat.completions.create(**ask, extra_body=policy).usage.completion_tokens == 4
+    with pytest.raises(openai.BadRequestError, match="need a policy with verifier=match"):
+        client.chat.completions.create(**ask, **change, extra_body=policy)
+
+
+def test_the_published_document_has_the_errors_that_are_sent(server) -> None:
+    with urllib.request.urlopen(f"{server.url}/openapi.json") as answer:
+        document = json.load(answer)
+    responses = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert {"400", "404", "429"} <= set(responses)
+    assert "422" not in responses
+    assert "HTTPValidationError" not in document["components"]["schemas"]

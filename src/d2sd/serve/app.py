@@ -48,7 +48,18 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
     _add_api(app, service, _guard(api_key))
     _add_watching(app, service)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    _publish(app)
     return app
+
+
+def _publish(app: FastAPI) -> None:
+    """Take FastAPI's 422 out of the published document: what is invalid gets 400 here."""
+    document = app.openapi()  # kept by the app
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(unused, None)
 
 
 def _guard(api_key: str | None) -> Callable[[Request], None]:

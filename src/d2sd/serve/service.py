@@ -22,6 +22,7 @@ from d2sd.serve.queueing import ClosedError, FairQueue, FullError
 from d2sd.serve.schema import Asked, ChatAsked, TextAsked
 from d2sd.serve.worker import Worker
 from d2sd.session import Session
+from d2sd.verify import MATCH
 
 SLACK = 1.0
 """Seconds after a deadline until a job counts as one that nobody is at work on."""
@@ -159,6 +160,7 @@ class Service:
 
     def _started(self, asked: Asked, client: str, loop: asyncio.AbstractEventLoop) -> list[Started]:
         policy = self.policy if asked.policy is None else self._policy(asked.policy)
+        _check_order(asked, policy)
         deadline = time.monotonic() + self.limits.seconds
         started: list[Started] = []
         prompts = self._prompts(asked)
@@ -246,6 +248,18 @@ class Service:
             min_p=asked.min_p,
             processors=tuple(processors),
             rng=torch.Generator().manual_seed((seed + place) % 2**63),
+        )
+
+
+def _check_order(asked: Asked, policy: Policy) -> None:
+    """The log of rows and a form's matcher count on one call per emitted token, in their order."""
+    if policy.verifier is MATCH:
+        return
+    form = asked.response_format
+    if asked.alternatives is not None or (form is not None and form.type != "text"):
+        raise ValueError(
+            f"policy {policy.text!r} chooses paths by {policy.verifier.name!r}, which reads rows "
+            "in its own order; logprobs and response_format need a policy with verifier=match"
         )
 
 
