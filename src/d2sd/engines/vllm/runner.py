@@ -137,12 +137,17 @@ class TreeSteps(GPUModelRunner):
         return [list(trees.get(name, empty).tokens[1:]) for name in self.input_batch.req_ids]
 
     def _new_rows(self, placement: Placement, features: Tensor) -> list[NewRows]:
-        found = []
-        for number, placed in enumerate(placement.trees):
-            rows = torch.tensor(placement.committed_rows(number), device=features.device)
-            start = placed.committed - (placed.row - placed.first_row)
-            found.append(NewRows(placed.request, start, features[rows]))
-        return found
+        numbers = range(len(placement.trees))
+        rows = [placement.committed_rows(number) for number in numbers]
+        all_rows = [row for own in rows for row in own]
+        if all_rows != list(range(len(features))):
+            features = features[torch.tensor(all_rows, device=features.device)]
+        parts = features.split([len(own) for own in rows])
+        starts = [placed.committed - (placed.row - placed.first_row) for placed in placement.trees]
+        return [
+            NewRows(placed.request, start, part)
+            for placed, start, part in zip(placement.trees, starts, parts, strict=True)
+        ]
 
     def _asking(self, number: int, anchor: int) -> Asking | None:
         """What to draft for a request; None: nothing, where drafts would be judged wrongly."""

@@ -67,10 +67,10 @@ class _Draws:
             settings = replace(settings, generators=generators)
         if any(emitted):
             settings = _after(settings, emitted)
-        drawn = self._sampler(
-            logits=self._logits[torch.tensor(rows, device=self._logits.device)],
-            sampling_metadata=settings,
-        )
+        logits = self._logits
+        if rows != list(range(len(logits))):  # they are all of them where nothing was drafted
+            logits = logits[torch.tensor(rows, device=logits.device)]
+        drawn = self._sampler(logits=logits, sampling_metadata=settings)
         if drawn.logprobs_tensors is not None:
             self._logprobs.append(drawn.logprobs_tensors)
         return drawn.sampled_token_ids.flatten().tolist()
