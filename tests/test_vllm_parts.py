@@ -413,6 +413,21 @@ def test_a_batch_never_falls_behind_plain_decoding_for_long(requests):
     assert Engine(per_row=1e-5).speed(requests) > 1.6
 
 
+def test_what_only_drafting_costs_is_not_counted_against_plain_steps():
+    pace = Pace()
+    for step in range(40):
+        drafting = 0.0
+        if step % 2 and pace.first_pays(8):
+            drafting = 0.002
+            pace.drafted([[0.5]] * 8, [[0.5]] * 8, drafting)
+        else:
+            pace.first_pays(8)
+        pace.scored(8, 0, 0.02)
+        pace.stepped(0.02, 0.02 + drafting + (0.005 if drafting else 0.001))
+    plain, _ = pace.rates(8)
+    assert plain == pytest.approx(8 / 0.021, rel=0.01)
+
+
 def test_passes_that_are_slow_once_do_not_count():
     assert Engine(per_row=0.001, ready=0.3).speed(1, steps=2000) > 1.4
     assert Engine(per_row=0.001, ready=0.3).speed(4, steps=2000) > 1.3

@@ -41,9 +41,13 @@ folder, answers, work = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 work.mkdir(parents=True, exist_ok=True)
 model = of_layers(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16), LAYERS)
 schedule = Schedule(10**6, 3e-3, 2e-3, warmup=30, objective="decayed:tau=4")
-recipe = AdaptRecipe(schedule, Noise("all", 0.0), layers=len(LAYERS), held_out=48)
+recipe = AdaptRecipe(schedule, Noise("all", 0.0), layers=len(LAYERS), rows_per_step=5, held_out=48)
 run = DrafterAdaptation(
-    model, BlockSettings(MASK, SLOTS, shifted=True), recipe, read_responses(answers), DraftBlocks()
+    model,
+    BlockSettings(MASK, SLOTS, shifted=True),
+    recipe,
+    read_responses(answers),
+    DraftBlocks(blocks=64),
 )
 run.resume(work)
 log = (work / "log.jsonl").open("a")

@@ -1,43 +1,59 @@
 """vLLM's servers under rising load, from what `d2sd bench --backend openai` wrote.
 
 sh docs/results/vllm_servers.sh TARGET SERVED     # in another terminal
-d2sd bench --backend openai --base-url plain=http://localhost:8801 \
-  --base-url ngram=http://localhost:8802 --base-url dflash=http://localhost:8803 \
-  --base-url d2sd=http://localhost:8804 --suite-dir ../shared/data/eval --suite SUITES --limit 4 \
-  --max-new-tokens 64 --concurrency 1,2,4,8,16,32 --out FOLDER
-python docs/results/vllm_sweep.py FOLDER/sweep.json > docs/results/vllm-sweep.json
+sh docs/results/vllm_sweep.sh FOLDER ../shared/data/eval
+python docs/results/vllm_sweep.py FOLDER/*/sweep.json > docs/results/vllm-sweep.json
 """
 
 import json
 import sys
 from pathlib import Path
+from statistics import median
 
-sweep = json.loads(Path(sys.argv[1]).read_text())
-servers = list(dict.fromkeys(run["server"] for run in sweep["runs"]))
+sweeps = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
+runs = [run for sweep in sweeps for run in sweep["runs"]]
+servers = [word.partition("=")[0] for word in sweeps[0]["run"]["command"] if "=http" in word]
+first, ours = servers[0], servers[-1]
 by_load = {}
-for run in sweep["runs"]:
-    by_load.setdefault(run["clients"], {})[run["server"]] = run
-first = servers[0]
+for run in runs:
+    by_load.setdefault(run["clients"], {}).setdefault(run["server"], []).append(run)
 
 
-def cell(run: dict) -> str:
-    if run["server"] == first:
-        return f"{run['tokens_per_second']:.1f}"
-    return f"{run['tokens_per_second']:.1f} ({run['to_first']:.2f} ×)"
+def speed(found: list) -> float:
+    return median(run["tokens_per_second"] for run in found)
+
+
+def cell(load: dict, server: str) -> str:
+    to_first = speed(load[server]) / speed(load[first])
+    return f"{speed(load[server]):.1f}" + f" ({to_first:.2f} ×)" * (server != first)
+
+
+def rounds(load: dict, server: str) -> str:
+    middle = speed(load[first])
+    return ", ".join(f"{run['tokens_per_second'] / middle:.2f}" for run in load[server])
 
 
 def same(server: str) -> str:
-    runs = [load[server] for load in by_load.values()]
-    return f"{sum(r['same_texts'] for r in runs)} of {sum(r['answers'] for r in runs)}"
+    found = [run for load in by_load.values() for run in load[server]]
+    return f"{sum(r['same_texts'] for r in found)} of {sum(r['answers'] for r in found)}"
 
 
-rows = [[str(n), *(cell(load[name]) for name in servers)] for n, load in sorted(by_load.items())]
+loads = sorted(by_load.items())
+repeated = [(n, load) for n, load in loads if len(load[first]) > 1]
 tables = {
-    "sweep": {"columns": ["requests at once", *servers], "rows": rows},
+    "sweep": {
+        "columns": ["requests at once", *servers],
+        "rows": [[str(n), *(cell(load, name) for name in servers)] for n, load in loads],
+    },
+    "rounds": {
+        "columns": ["requests at once", first, ours],
+        "rows": [[str(n), rounds(load, first), rounds(load, ours)] for n, load in repeated],
+    },
     "same": {
         "columns": ["server", f"answers with the text of {first}"],
         "rows": [[name, same(name)] for name in servers[1:]],
     },
 }
-facts = {"runs": sweep["runs"], "load": sweep["load"], "run": sweep["run"], "tables": tables}
+asked = [sweep["load"] | {"prompts": len(sweep["load"]["prompts"])} for sweep in sweeps]
+facts = {"runs": runs, "loads": asked, "made": [s["run"] for s in sweeps], "tables": tables}
 sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")

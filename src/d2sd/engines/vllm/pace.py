@@ -119,8 +119,10 @@ class Pace:
     widest: int = 0
     """Most rows of any pass so far."""
     passes: tuple[Line, Line] = field(default_factory=lambda: (Line(), Line()))
-    between: Average = field(default_factory=lambda: Average(0.0, 1.0))
-    """Seconds of a step outside the networks."""
+    between: tuple[Average, Average] = field(
+        default_factory=lambda: (Average(0.0, 1.0), Average(0.0, 1.0))
+    )
+    """Seconds of a step outside the networks: of a plain one, and of one with drafts."""
     promise: Promise = field(default_factory=Promise)
     straight: Promise = field(default_factory=Promise)
     """The same of the chain that a first pass alone gives."""
@@ -147,7 +149,8 @@ class Pace:
     def stepped(self, target: float, seconds: float) -> None:
         """A step of decoding took so long in all, the target's pass `target` of it."""
         rest = seconds - target - self._drafting
-        self.between.add(min(max(rest, 0.0), OUTLIER * target))  # an engine may have slept
+        between = self.between[self._drafting > 0]
+        between.add(min(max(rest, 0.0), OUTLIER * target))  # an engine may have slept
         self.probes.elapsed += seconds
 
     def came_true(self, accepted: int, predicted: float) -> None:
@@ -156,8 +159,9 @@ class Pace:
 
     def rates(self, requests: int) -> tuple[float, float]:
         """Tokens a second of so many requests: plain, and with the best drafts to be expected."""
-        plain = self.target.at(requests) + self.between.value
-        drafting = self.between.value + self.passes[0].at(requests)
+        without, with_drafts = (kind.value for kind in self.between)
+        plain = self.target.at(requests) + without
+        drafting = with_drafts + self.passes[0].at(requests)
         again = self.again.value if self.again.value > SOME else 0.0
         second = self.passes[1].at(round(again * requests)) if again else 0.0
         return requests / max(plain, 1e-6), max(

@@ -41,6 +41,9 @@ class TreeSampler(nn.Module):
             return self.stock(metadata, draft_probs, logits, sampling_metadata)
         counts = metadata.num_draft_tokens
         assert [len(placed.tree) - 1 for placed in placement.trees] == counts
+        if not any(counts):  # a plain step shall cost what it does without us
+            placement.paths = [(0,)] * len(counts)
+            return self.sampler(logits=logits, sampling_metadata=sampling_metadata)
         draws = _Draws(self.sampler, logits, counts, sampling_metadata)
         walked = walk([placed.tree for placed in placement.trees], draws)
         placement.paths = walked.paths
@@ -67,10 +70,10 @@ class _Draws:
             settings = replace(settings, generators=generators)
         if any(emitted):
             settings = _after(settings, emitted)
-        logits = self._logits
-        if rows != list(range(len(logits))):  # they are all of them where nothing was drafted
-            logits = logits[torch.tensor(rows, device=logits.device)]
-        drawn = self._sampler(logits=logits, sampling_metadata=settings)
+        drawn = self._sampler(
+            logits=self._logits[torch.tensor(rows, device=self._logits.device)],
+            sampling_metadata=settings,
+        )
         if drawn.logprobs_tensors is not None:
             self._logprobs.append(drawn.logprobs_tensors)
         return drawn.sampled_token_ids.flatten().tolist()

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Loads the four servers of vllm_servers.sh: few requests at once, then many with more prompts, so
+# that no cell is over in a moment; and many again, plain and ours alone, for the spread.
+# usage: vllm_sweep.sh FOLDER SUITES   in the environment of d2sd, from the repository.
+set -e
+folder=$1 suites=$2
+plain=plain=http://localhost:8801 ours=d2sd=http://localhost:8804
+theirs="--base-url ngram=http://localhost:8802 --base-url dflash=http://localhost:8803"
+
+sweep() { # sweep NAME PROMPTS_A_SUITE REQUESTS_AT_ONCE [MORE_SERVERS]
+  # shellcheck disable=SC2086  (MORE_SERVERS are several words)
+  d2sd bench --backend openai --base-url "$plain" $4 --base-url "$ours" --suite-dir "$suites" \
+    --suite gsm8k,math500,aime25,humaneval,mbpp,livecodebench,mt-bench,alpaca \
+    --limit "$2" --max-new-tokens 48 --concurrency "$3" --out "$folder/$1"
+}
+
+sweep 1 4 1,2,4 "$theirs"
+sweep 2 16 8,16,32 "$theirs"
+sweep 3 16 8,16,32
+sweep 4 16 8,16,32
+sweep 5 16 8,16,32
