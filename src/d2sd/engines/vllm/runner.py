@@ -142,7 +142,7 @@ class TreeSteps(GPUModelRunner):
         all_rows = [row for own in rows for row in own]
         if all_rows != list(range(len(features))):
             features = features[torch.tensor(all_rows, device=features.device)]
-        parts = features.split([len(own) for own in rows])
+        parts = torch.split(features, [len(own) for own in rows])
         starts = [placed.committed - (placed.row - placed.first_row) for placed in placement.trees]
         return [
             NewRows(placed.request, start, part)
