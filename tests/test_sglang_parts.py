@@ -11,6 +11,9 @@ import torch
 
 from d2sd.drafters.checkpoint import load_network
 from d2sd.drafters.policies import parse_policy
+from d2sd.engines.batches.hooks import Hook
+from d2sd.engines.batches.passes import BatchedNetwork, TargetEnds
+from d2sd.engines.batches.plan import BatchDrafter
 from d2sd.engines.sglang.arguments import settle
 from d2sd.engines.sglang.ends import NEEDED, LoadedEnds
 from d2sd.engines.sglang.features import FeatureTap
@@ -19,9 +22,6 @@ from d2sd.engines.sglang.layout import lay_out, path_of
 from d2sd.engines.sglang.loading import Facts, load
 from d2sd.engines.sglang.settings import settings_of
 from d2sd.engines.sglang.steps import FixedWidth, Steps
-from d2sd.engines.vllm.hooks import Hook
-from d2sd.engines.vllm.passes import BatchedNetwork, TargetEnds
-from d2sd.engines.vllm.plan import BatchDrafter
 from d2sd.sampling import Sampling
 from d2sd.tree import Branch, TokenTree
 from d2sd.verify import verify

@@ -13,16 +13,17 @@ from d2sd.drafters.hits import Average
 from d2sd.drafters.merged import MergedDrafter
 from d2sd.drafters.policies import parse_policy
 from d2sd.drafters.proposer import NetworkProposer
+from d2sd.engines.batches.hooks import Hook, missing
+from d2sd.engines.batches.pace import Line, Pace
+from d2sd.engines.batches.passes import BatchedNetwork, NewRows, TargetEnds, Wanted
+from d2sd.engines.batches.placement import Placement, Scheduled, place
+from d2sd.engines.batches.plan import Asking, BatchDrafter, chain_paths
+from d2sd.engines.batches.settings import Settings
+from d2sd.engines.batches.walk import walk
 from d2sd.engines.vllm.attention import ContextBlocks, TreePass, begin, tree_attention
 from d2sd.engines.vllm.cache_layout import LAYOUTS, fault, unpacked
-from d2sd.engines.vllm.hooks import Hook, check, missing
-from d2sd.engines.vllm.pace import Line, Pace
-from d2sd.engines.vllm.passes import BatchedNetwork, NewRows, TargetEnds, Wanted
-from d2sd.engines.vllm.placement import Placement, Scheduled, place
-from d2sd.engines.vllm.plan import Asking, BatchDrafter, chain_paths
-from d2sd.engines.vllm.settings import Settings
+from d2sd.engines.vllm.hooks import check
 from d2sd.engines.vllm.tree_attention import TreeRows, unfit
-from d2sd.engines.vllm.walk import walk
 from d2sd.interfaces import Context
 from d2sd.tree import Branch, TokenTree
 from drafters import random_network

@@ -100,7 +100,9 @@ def steps_of(session, prompt, policy, temperature, seed):
     drafter = session.drafter(policy, temperature)
     sampling = Sampling(temperature, rng=torch.Generator().manual_seed(seed))
     context = session.target.prefill(prompt)
-    while len(context.tokens) < len(prompt) + TOKENS and context.tokens[-1] not in session.stop_tokens:
+    while (
+        len(context.tokens) < len(prompt) + TOKENS and context.tokens[-1] not in session.stop_tokens
+    ):
         tree = drafter.draft(context)
         scores = session.target.score(context, tree)
         given = scores.tree, scores.logits.clone(), temperature, context.tokens
@@ -166,7 +168,11 @@ def tables(found):
         "lengths": {
             "columns": ["drafts", "verifier", *heads],
             "rows": [
-                [f"`{policy}`", name, *(f"{length(every(policy, t), name):.2f}" for t in TEMPERATURES)]
+                [
+                    f"`{policy}`",
+                    name,
+                    *(f"{length(every(policy, t), name):.2f}" for t in TEMPERATURES),
+                ]
                 for policy, names in TREES.items()
                 for name in names
             ],

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from d2sd.engines.batches.placement import Placement
 from d2sd.engines.vllm import cache_layout
 from d2sd.engines.vllm.attention import TreePass
 from d2sd.engines.vllm.drafter import TreeDrafter
-from d2sd.engines.vllm.placement import Placement
 from d2sd.tree import Branch, TokenTree
 
 

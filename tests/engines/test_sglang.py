@@ -19,10 +19,10 @@ import torch
 from absent_kernels import stand_in
 from sglang_worker import HIDDEN, VOCABULARY, Target, sampled_greedily, serve
 
+from d2sd.engines.batches.hooks import missing
 from d2sd.engines.sglang import hooks, plugin
 from d2sd.engines.sglang.arguments import settle
 from d2sd.engines.sglang.layout import lay_out
-from d2sd.engines.vllm.hooks import missing
 from d2sd.sampling import Sampling
 from d2sd.tree import Branch, TokenTree
 from d2sd.verify import verify

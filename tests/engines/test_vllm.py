@@ -10,6 +10,7 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from d2sd.drafters.export import export
+from d2sd.engines.batches.hooks import missing
 from d2sd.engines.vllm import hooks
 
 # no conftest.py: it would hide the one above, which other tests import from
@@ -225,7 +226,7 @@ def test_a_cache_that_is_written_otherwise_is_refused(engine, plain):
 
 @pytest.mark.filterwarnings("ignore")  # of vLLM's own imports
 def test_every_hook_is_there():
-    assert hooks.missing() == []
+    assert missing(hooks.HOOKS) == []
 
 
 @pytest.mark.filterwarnings("ignore")  # of vLLM's own imports

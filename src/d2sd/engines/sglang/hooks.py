@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from d2sd.engines.vllm.hooks import Hook, missing
+from d2sd.engines.batches.hooks import Hook, missing
 
 INFO = "sglang.srt.speculative.spec_info"
 REGISTRY = "sglang.srt.speculative.spec_registry"

@@ -8,8 +8,8 @@ import torch
 
 from d2sd.drafters.checkpoint import load_network
 from d2sd.drafters.network import DraftNetwork
-from d2sd.engines.vllm.passes import BatchedNetwork, TargetEnds
-from d2sd.engines.vllm.settings import Settings
+from d2sd.engines.batches.passes import BatchedNetwork, TargetEnds
+from d2sd.engines.batches.settings import Settings
 
 
 @dataclass(frozen=True)

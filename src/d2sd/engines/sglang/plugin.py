@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from d2sd.engines.batches.hooks import missing
 from d2sd.engines.sglang import hooks
-from d2sd.engines.vllm.hooks import missing
 
 log = logging.getLogger(__name__)
 

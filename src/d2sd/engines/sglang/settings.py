@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from d2sd.engines.vllm.settings import KEY, Settings
+from d2sd.engines.batches.settings import KEY, Settings
 
 VARIABLE = "D2SD_SGLANG"
 

@@ -11,13 +11,13 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.ngram_worker import NGRAMWorker
 
+from d2sd.engines.batches.plan import BatchDrafter
 from d2sd.engines.sglang.ends import LoadedEnds
 from d2sd.engines.sglang.features import FeatureTap
 from d2sd.engines.sglang.layout import lay_out
 from d2sd.engines.sglang.loading import Facts, load
 from d2sd.engines.sglang.settings import settings_of
 from d2sd.engines.sglang.steps import Steps
-from d2sd.engines.vllm.plan import BatchDrafter
 
 
 class TreeWorker(NGRAMWorker):

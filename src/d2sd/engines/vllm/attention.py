@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from d2sd.attention import attention_with_lse, merge
-from d2sd.engines.vllm.placement import PlacedTree, Placement
+from d2sd.engines.batches.placement import PlacedTree, Placement
 
 
 @dataclass(frozen=True)

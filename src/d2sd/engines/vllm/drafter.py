@@ -12,9 +12,9 @@ from vllm.distributed.parallel_state import get_tp_group
 
 from d2sd.drafters.checkpoint import load_network
 from d2sd.drafters.network import DraftNetwork
-from d2sd.engines.vllm.passes import BatchedNetwork, TargetEnds
-from d2sd.engines.vllm.plan import BatchDrafter
-from d2sd.engines.vllm.settings import Settings
+from d2sd.engines.batches.passes import BatchedNetwork, TargetEnds
+from d2sd.engines.batches.plan import BatchDrafter
+from d2sd.engines.batches.settings import Settings
 
 
 class TreeDrafter:

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-
-@dataclass(frozen=True)
-class Hook:
-    """A function of vLLM, and the parameters that we give it or are given."""
-
-    module: str
-    name: str
-    parameters: tuple[str, ...] = ()
-
+from d2sd.engines.batches.hooks import Hook, missing
 
 RUNNER = "vllm.v1.worker.gpu_model_runner"
 CPU_ATTENTION = "vllm.v1.attention.backends.cpu_attn"
@@ -60,29 +50,10 @@ HOOKS = (
 )
 
 
-def missing(hooks: tuple[Hook, ...] = HOOKS) -> list[str]:
-    """What is not there, or is called otherwise, in the vLLM that is installed; [] is all well."""
-    return [fault for hook in hooks if (fault := _fault(hook))]
-
-
-def check(hooks: tuple[Hook, ...] = HOOKS) -> None:
+def check(hooks: Sequence[Hook] = HOOKS) -> None:
     """Raises RuntimeError that names everything missing."""
     if faults := missing(hooks):
         raise RuntimeError(
             f"this vLLM lacks what d2sd's trees need: {'; '.join(faults)}. Install vLLM 0.32 or "
             "0.33, or run without --worker-cls"
         )
-
-
-def _fault(hook: Hook) -> str | None:
-    place = f"{hook.module}.{hook.name}"
-    try:
-        found: object = importlib.import_module(hook.module)
-        for part in hook.name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError):
-        return f"{place} is not there"
-    assert callable(found)
-    known = inspect.signature(found).parameters
-    lacking = [name for name in hook.parameters if name not in known]
-    return f"{place} has no parameter {', '.join(lacking)}" if lacking else None

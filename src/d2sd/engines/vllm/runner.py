@@ -15,12 +15,12 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from d2sd.engines.batches.clock import StepClock
+from d2sd.engines.batches.passes import NewRows
+from d2sd.engines.batches.placement import Placement, Scheduled, place
+from d2sd.engines.batches.plan import Asking
 from d2sd.engines.vllm.attention import TreePass, begin
-from d2sd.engines.vllm.clock import StepClock
 from d2sd.engines.vllm.drafter import TreeDrafter
-from d2sd.engines.vllm.passes import NewRows
-from d2sd.engines.vllm.placement import Placement, Scheduled, place
-from d2sd.engines.vllm.plan import Asking
 from d2sd.engines.vllm.sampler import TreeSampler
 from d2sd.engines.vllm.tree_attention import unfit
 from d2sd.tree import TokenTree

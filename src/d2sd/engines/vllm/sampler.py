@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
-from d2sd.engines.vllm.placement import Placement
-from d2sd.engines.vllm.walk import walk
+from d2sd.engines.batches.placement import Placement
+from d2sd.engines.batches.walk import walk
 
 
 class TreeSampler(nn.Module):

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from d2sd.engines.batches.placement import PlacedTree
 from d2sd.engines.vllm.attention import ContextBlocks, current, tree_attention
 from d2sd.engines.vllm.cache_layout import fault, unpacked
-from d2sd.engines.vllm.placement import PlacedTree
 
 UNFIT = {
     "attention sinks": ("sinks", (None,)),

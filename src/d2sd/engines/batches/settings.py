@@ -1,4 +1,4 @@
-"""What a user says of the drafters to vLLM: `--additional-config '{"d2sd": {…}}'`."""
+"""What a user says of the drafters to an engine: to vLLM `--additional-config '{"d2sd": {…}}'`."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from d2sd.engines.vllm.placement import Placement
-from d2sd.engines.vllm.plan import BatchDrafter
+from d2sd.engines.batches.placement import Placement
+from d2sd.engines.batches.plan import BatchDrafter
 
 
 class StepClock:

@@ -13,8 +13,8 @@ from d2sd.drafters.best_first import FEW, RankedPaths, RankedRow, fetched_rows
 from d2sd.drafters.merged import Gain, merged_paths, second_source, weighed_anchors
 from d2sd.drafters.planner import Choice
 from d2sd.drafters.policies import Policy
-from d2sd.engines.vllm.pace import Pace
-from d2sd.engines.vllm.passes import BatchedNetwork, NewRows, Wanted
+from d2sd.engines.batches.pace import Pace
+from d2sd.engines.batches.passes import BatchedNetwork, NewRows, Wanted
 from d2sd.tree import Branch, TokenTree
 
 Decided = TypeVar("Decided")
