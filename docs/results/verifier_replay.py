@@ -1,16 +1,18 @@
 """Verifiers on equal drafts: how many tokens each may expect to emit, suite by suite.
 
-python docs/results/verifier_replay.py ../shared/data/eval > docs/results/verifier-replay.json
+python docs/results/verifier_replay.py ../shared/data/eval docs/results/verifier-replay.json
+
+A killed run goes on: prompts whose counts the file has are not decoded again.
 
 At every step of sampled decoding the drafter draws and the target scores once, and each verifier is
 asked what it would do with that tree: the mean over its own coins is summed exactly, outcome by
 outcome. The text goes on by `match`. SmolLM2-135M-Instruct and its shipped drafters; counts only.
 """
 
+import itertools
 import json
 import random
 import sys
-from collections import defaultdict
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,7 +25,8 @@ from d2sd.session import ModelChoice, open_session
 from d2sd.verify.verifiers import VERIFIERS
 
 TEMPERATURES = (0.5, 1.0, 1.5)
-PROMPTS, TOKENS, REPEATS = 4, 40, 2000
+TOKENS, REPEATS = 40, 2000
+PROMPTS = {"drawn": 12, "drawn-tree:budget=24": 4, "best-first:budget=24": 4}
 TREES = {
     "drawn": ("match", "token", "block"),
     "drawn-tree:budget=24": ("match", "multi-round", "traversal"),
@@ -111,18 +114,24 @@ def steps_of(session, prompt, policy, temperature, seed):
         context = session.target.commit(context, scores, verdict)
 
 
-def measured(session, suites):
-    """(policy, temperature, suite) -> of each prompt the sums over its steps, and their number."""
-    found = defaultdict(list)
-    for policy in TREES:
-        for temperature in TEMPERATURES:
-            for suite, prompts in suites.items():
-                for seed, prompt in enumerate(prompts):
-                    steps = list(steps_of(session, prompt, policy, temperature, seed))
-                    sums = {name: sum(step[name] for step in steps) for name in TREES[policy]}
-                    found[policy, temperature, suite].append({"steps": len(steps), **sums})
-                sys.stderr.write(f"{policy} {temperature} {suite}\n")
-    return found
+def measured(session, suites, folder, file):
+    """Per policy, temperature and suite each prompt's sums over its steps, and their number."""
+    known = json.loads(file.read_text())["counts"] if file.exists() else {}
+    for policy, temperature, suite in itertools.product(TREES, TEMPERATURES, suites):
+        found = known.setdefault(f"{policy} at {temperature:g}: {suite}", [])
+        prompts = load_suite(suite, PROMPTS[policy], folder)
+        for seed, prompt in list(enumerate(prompts))[len(found) :]:
+            ids = session.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
+            steps = list(steps_of(session, ids, policy, temperature, seed))
+            sums = {name: sum(step[name] for step in steps) for name in TREES[policy]}
+            found.append({"steps": len(steps), **sums})
+            write(session, known, file)
+    return known
+
+
+def write(session, known, file):
+    facts = {"run": session.provenance(0), "counts": known}
+    file.write_text(json.dumps(facts, ensure_ascii=False) + "\n")
 
 
 def length(prompts, name):
@@ -140,22 +149,23 @@ def gain(prompts, ours, theirs, rng):
 
 
 def tables(found):
-    suites = list(dict.fromkeys(suite for _, _, suite in found))
     rng = random.Random(0)
 
-    def every(policy, temperature):
-        return [p for suite in suites for p in found[policy, temperature, suite]]
+    def of(policy, temperature, suite):
+        return found[f"{policy} at {temperature:g}: {suite}"]
 
-    def cell(policy, temperature, suite):
-        return " / ".join(
-            f"{length(found[policy, temperature, suite], name):.3f}" for name in ("token", "block")
-        )
+    def every(policy, temperature):
+        return [p for suite in SUITES for p in of(policy, temperature, suite)]
+
+    def cell(temperature, suite):
+        prompts = of("drawn", temperature, suite)
+        return " / ".join(f"{length(prompts, name):.3f}" for name in ("token", "block"))
 
     heads = [f"T = {t:g}" for t in TEMPERATURES]
     return {
         "block-and-token": {
             "columns": ["suite", *heads],
-            "rows": [[s, *(cell("drawn", t, s) for t in TEMPERATURES)] for s in suites],
+            "rows": [[s, *(cell(t, s) for t in TEMPERATURES)] for s in SUITES],
         },
         "equal-drafts": {
             "columns": ["drafts", "verifiers", *heads],
@@ -181,19 +191,8 @@ def tables(found):
 
 
 torch.set_num_threads(1)
-folder = Path(sys.argv[1])
+folder, file = Path(sys.argv[1]), Path(sys.argv[2])
 session = open_session(ModelChoice("smollm2-135m", dtype="bfloat16", device="cpu"), list(TREES))
-prompts = {
-    suite: [
-        session.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
-        for prompt in load_suite(suite, PROMPTS, folder)
-    ]
-    for suite in SUITES
-}
-found = measured(session, prompts)
-counts = [
-    {"drafts": policy, "temperature": t, "suite": suite, "prompts": values}
-    for (policy, t, suite), values in found.items()
-]
-facts = {"run": session.provenance(0), "counts": counts, "tables": tables(found)}
-sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
+found = measured(session, SUITES, folder, file)
+facts = json.loads(file.read_text())
+file.write_text(json.dumps(facts | {"tables": tables(found)}, ensure_ascii=False) + "\n")
