@@ -72,3 +72,11 @@ def test_the_identity_table_is_the_measured_one():
     for name, row in section.rows.items():
         line = f"| `{name}` | {row.acceptance_length.value:.2f} | {row.nodes_per_step:.1f} "
         assert f"{line}| {row.identical} of {row.turns} |\n" in page
+
+
+def test_block_verification_accepts_no_less_than_token_level_on_any_suite():
+    counts = json.loads((ROOT / "docs/results/verifier-replay.json").read_text())["counts"]
+    suites = {name: found for name, found in counts.items() if name.startswith("drawn at 1:")}
+    assert len(suites) == 8
+    for prompts in suites.values():
+        assert sum(p["block"] for p in prompts) >= sum(p["token"] for p in prompts)

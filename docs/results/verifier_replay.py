@@ -170,7 +170,7 @@ def tables(found):
         "equal-drafts": {
             "columns": ["drafts", "verifiers", *heads],
             "rows": [
-                [f"`{policy}`", f"{ours} / {theirs}"]
+                [policy, f"{ours} / {theirs}"]
                 + [gain(every(policy, t), ours, theirs, rng) for t in TEMPERATURES]
                 for policy, ours, theirs in PAIRS
             ],
@@ -179,7 +179,7 @@ def tables(found):
             "columns": ["drafts", "verifier", *heads],
             "rows": [
                 [
-                    f"`{policy}`",
+                    policy,
                     name,
                     *(f"{length(every(policy, t), name):.2f}" for t in TEMPERATURES),
                 ]
