@@ -13,7 +13,7 @@ from d2sd.report.markdown import to_markdown
 from d2sd.report.tables import short_table
 
 ROOT = Path(__file__).parents[1]
-STUDIES = ("main", "budget", "ablation", "falsify", "block-size")
+STUDIES = ("main", "related", "budget", "ablation", "falsify", "block-size")
 TABLE = re.compile(
     r"<!-- table (?P<name>[\w-]+) of (?P<file>docs/[\w./-]+\.json) -->\n+(?P<table>(?:\|.*\n)+)"
 )

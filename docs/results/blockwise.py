@@ -2,8 +2,7 @@
 
 python docs/results/blockwise.py questions RUN
 d2sd regenerate RUN/learn.jsonl --out RUN/answers.jsonl --max-new-tokens 40 --temperatures 0,0,0.7
-d2sd blockwise adapt RUN/answers.jsonl --out RUN/shifted --shifted --steps 160    # killed after 46
-d2sd blockwise adapt RUN/answers.jsonl --out RUN/shifted --shifted --steps 46     # exports these
+d2sd blockwise adapt RUN/answers.jsonl --out RUN/shifted --shifted --steps 160
 python docs/results/blockwise.py measure RUN > docs/results/blockwise.json
 
 Counts only, greedy, float32; no times are taken.

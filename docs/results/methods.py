@@ -1,10 +1,8 @@
 r"""A table for docs/methods.md: every method, what it needs, and what the study `related` measures.
 
-d2sd bench --study related --suite-dir ../shared/data/eval --dtype bfloat16 \
-  --out docs/results/related
+d2sd bench --study related --suite-dir ../shared/data/eval --dtype bfloat16 --limit 5 \
+  --max-new-tokens 48 --out docs/results/related
 python docs/results/methods.py docs/results/related/results.json > docs/results/methods.json
-
-Not run on SmolLM2 yet, so there is no methods.json.
 """
 
 import json
@@ -58,21 +56,8 @@ for name in names:
         [method, name.replace(":verifier", ", verifier"), rule, trained, passes, *cells(name)]
     )
 
-
-def per_suite(ours: str, theirs: str) -> list[list[str]]:
-    """Acceptance lengths of two contenders on every suite, at every temperature above 0."""
-    found = []
-    for section in results["sections"]:
-        if section["temperature"] > 0:
-            a, b = (section["rows"][name]["acceptance_length"][0] for name in (theirs, ours))
-            found.append([section["suite"], f"{a:.2f}", f"{b:.2f}", f"{b / a:.3f}"])
-    return found
-
-
-suites = per_suite("drawn:verifier=block", "drawn:verifier=token")
 tables = {
     "methods": {"columns": columns, "rows": rows},
-    "block-verification": {"columns": ["suite", "token", "block", "ratio"], "rows": suites},
 }
 facts = {"made of": sys.argv[1], "run": results["run"], "tables": tables}
 sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
