@@ -49,7 +49,9 @@ class PackedAnswers:
         with self.path.open("ab") as file:
             if file.tell() != self._end:
                 raise ValueError(f"{self.path} is being written by another run; let it finish")
-            file.write((b"" if self._end else MAGIC) + HEAD.pack(len(body), zlib.crc32(body)) + body)
+            file.write(
+                (b"" if self._end else MAGIC) + HEAD.pack(len(body), zlib.crc32(body)) + body
+            )
             file.flush()
             os.fsync(file.fileno())
             self._end = file.tell()
@@ -120,7 +122,9 @@ def _parts_of(path: Path) -> Iterator[tuple[bytes, int]]:
         if file.read(len(MAGIC)) != MAGIC:
             if path.stat().st_size < len(MAGIC):
                 return  # torn within its first bytes
-            raise ValueError(f"{path} holds no packed answers; give a file that d2sd regenerate made")
+            raise ValueError(
+                f"{path} holds no packed answers; give a file that d2sd regenerate made"
+            )
         end = len(MAGIC)
         while len(head := file.read(HEAD.size)) == HEAD.size:
             size, checksum = HEAD.unpack(head)

@@ -152,13 +152,13 @@ def _journal(out: Path) -> Journal | PackedAnswers:
 
 
 def _in_time(batches: Iterable[list[int]], seconds: float) -> Iterator[list[int]]:
-    """The batches, as long as one more like the longest so far would end within `seconds`."""
+    """The batches, as long as one more like the longest so far would end within `seconds`; one at least."""
     begun = last = time.monotonic()
     longest = 0.0
-    for batch in batches:
+    for number, batch in enumerate(batches):
         now = time.monotonic()
         longest, last = max(longest, now - last), now
-        if now - begun + longest > seconds:
+        if number and now - begun + longest > seconds:
             return
         yield batch
 
