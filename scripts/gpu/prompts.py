@@ -74,7 +74,7 @@ class Forbidden:
         files = sorted(folder.glob("*.jsonl"))
         if not files:
             raise ValueError(f"{folder} holds no suites; give the folder of the evaluation files")
-        lines = [json.loads(line) for file in files for line in file.open() if line.strip()]
+        lines = [json.loads(line) for file in files for line in file.read_text().split("\n") if line]
         return cls(turn for line in lines for turn in line["turns"])
 
     def holds(self, prompt: Prompt) -> bool:
@@ -94,11 +94,15 @@ def digests(text: str) -> Iterator[str]:
 def built(given: list[Prompt], forbidden: Forbidden, seed: int) -> list[Prompt]:
     """The prompts to answer: greedy, greedy, sampled, and so on. No greedy one comes twice."""
     rng = random.Random(seed)
-    clean = [prompt for prompt in given if not forbidden.holds(prompt)]
+
+    def allowed(prompts: Iterable[Prompt]) -> list[Prompt]:
+        return [prompt for prompt in prompts if not forbidden.holds(prompt)]
+
+    clean = allowed(given)
     greedy = [*(_continued(prompt, rng) for prompt in clean), *(_varied(p, rng) for p in clean)]
-    greedy = list(dict.fromkeys(prompt for prompt in greedy if not forbidden.holds(prompt)))
+    greedy = list(dict.fromkeys(allowed(greedy)))
     rng.shuffle(greedy)
-    sampled = [_continued(rng.choice(clean), rng) for _ in range(len(greedy) // 2)]
+    sampled = allowed(_continued(rng.choice(clean), rng) for _ in range(len(greedy) // 2))
     return [
         prompt
         for number, warm in enumerate(sampled)
@@ -125,7 +129,7 @@ def _varied(prompt: Prompt, rng: random.Random) -> Prompt:
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSONL file, each text once."""
-    lines = [json.loads(line) for line in path.open() if line.strip()]
+    lines = [json.loads(line) for line in path.read_text().split("\n") if line]
     return list(dict.fromkeys(Prompt(line["kind"], (line["prompt"],)) for line in lines))
 
 

@@ -152,7 +152,7 @@ def _journal(out: Path) -> Journal | PackedAnswers:
 
 
 def _in_time(batches: Iterable[list[int]], seconds: float) -> Iterator[list[int]]:
-    """The batches, as long as one more like the longest so far would end within `seconds`; one at least."""
+    """The batches while one more like the longest so far would end in time; one at least."""
     begun = last = time.monotonic()
     longest = 0.0
     for number, batch in enumerate(batches):

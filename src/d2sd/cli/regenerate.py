@@ -30,7 +30,7 @@ class AskedOptions:
         option(
             "--out",
             OUTPUT,
-            "The response file: .jsonl, .jsonl.gz, or .packed, which holds token ids alone in about "
+            "The response file: .jsonl, .jsonl.gz, or .packed, which holds token ids alone, about "
             "a byte a token. OUT.json says where it comes from. A killed run goes on when the same "
             "command is given again.",
             "OUT",

@@ -41,7 +41,9 @@ def read_responses(
     broken: Literal["stop", "skip"] = "stop",
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> list[Response]:
-    """Responses of JSONL files (plain or .gz) and packed ones, cut to `max_length` tokens, in the files' order.
+    """Responses of JSONL files (plain or .gz) and packed ones, in the files' order.
+
+    They are cut to `max_length` tokens.
 
     A response without a prompt or with fewer than two answer tokens teaches nothing and is left
     out. `tell` hears one sentence for each file of which something was skipped or left out.
