@@ -256,6 +256,18 @@ def test_a_target_in_parts_that_is_another_file_is_refused(tmp_path, monkeypatch
     assert not (tmp_path / "cache" / "smollm2-135m").exists()
 
 
+def test_the_cascade_is_right_where_it_is_timed():
+    import kernel
+
+    found = kernel.kernel(
+        kernel.Measuring(torch.device("cpu"), "m", None, None, tiny=True), nodes=8
+    )
+    assert len(found["rows"]) == 4
+    for row in found["rows"]:
+        assert row["error"] < 1e-5
+        assert min(row["cascade"], row["masked"], row["floor"]) > 0
+
+
 def test_the_scripts_say_how_they_are_used():
     for script in ("shards", "sitting", "prompts", "target"):
         done = subprocess.run(

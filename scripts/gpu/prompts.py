@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 WAYS = (
@@ -74,8 +75,7 @@ class Forbidden:
         files = sorted(folder.glob("*.jsonl"))
         if not files:
             raise ValueError(f"{folder} holds no suites; give the folder of the evaluation files")
-        lines = [json.loads(line) for file in files for line in file.read_text().split("\n") if line]
-        return cls(turn for line in lines for turn in line["turns"])
+        return cls(turn for file in files for line in _lines(file) for turn in line["turns"])
 
     def holds(self, prompt: Prompt) -> bool:
         """Whether a turn of the prompt, or a long sentence in it, is one of theirs."""
@@ -129,8 +129,11 @@ def _varied(prompt: Prompt, rng: random.Random) -> Prompt:
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSONL file, each text once."""
-    lines = [json.loads(line) for line in path.read_text().split("\n") if line]
-    return list(dict.fromkeys(Prompt(line["kind"], (line["prompt"],)) for line in lines))
+    return list(dict.fromkeys(Prompt(line["kind"], (line["prompt"],)) for line in _lines(path)))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in path.read_text().split("\n") if line)
 
 
 def main(words: list[str] | None = None) -> int:

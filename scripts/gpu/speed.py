@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
 
 from d2sd.bench.prompts import read_prompts
 from d2sd.cli.answering import answer, warm_up
@@ -31,134 +28,18 @@ from d2sd.journal import write_record
 from d2sd.networks import Networks
 from d2sd.provenance import provenance
 from d2sd.session import ModelChoice, Session, open_session
-from d2sd.target.cascade import TreeRows, one_level, tree_attention
 from d2sd.target.graphs import GraphedPass
 from d2sd.target.hf import HFTarget
 from d2sd.tuning.measure import Scope, measure_costs
+from kernel import SHAPES, Measuring, kernel
 
 SAMPLE = Path(__file__).parents[2] / "src/d2sd/bench/sample"
 POLICIES = "none,block,dual:branches=4,best-first:budget=64,merged:budget=64,planned"
-SHAPES = {  # query heads, KV heads, width of a head
-    "smollm2-135m": (9, 3, 64),
-    "qwen3-4b": (32, 8, 128),
-}
 QWEN = {  # hidden size, feed-forward width, layers; heads of both as in SHAPES
     "qwen3-4b": (2560, 9728, 36),
     "qwen3-8b": (4096, 12288, 36),
 }
 QWEN_VOCAB = 151_936
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """Where, with what, and how much."""
-
-    device: torch.device
-    model: str
-    first: str | None
-    second: str | None
-    tiny: bool
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
-
-    @property
-    def contexts(self) -> tuple[int, ...]:
-        return (64, 128) if self.tiny else (1024, 2048, 4096, 8192, 16384, 32768)
-
-
-def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The median of `repeats` runs after three warm-ups, on the device's own clock."""
-    for _ in range(3):
-        work()
-    return statistics.median(_once(work, device) for _ in range(repeats))
-
-
-def _once(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cpu":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begun.record()
-    work()
-    ended.record()
-    torch.cuda.synchronize(device)
-    return begun.elapsed_time(ended) / 1000
-
-
-def as_graph(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The same as one launch, so that starting kernels is not what is timed."""
-    if device.type == "cpu":
-        return work
-    for _ in range(2):
-        work()
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
-
-
-def bandwidth(measuring: Measuring) -> float:
-    """Bytes a second of a large copy, read and written bytes counted."""
-    size = 1 << (22 if measuring.tiny else 31)
-    source = torch.randint(127, (size,), dtype=torch.int8, device=measuring.device)
-    goal = torch.empty_like(source)
-    return 2 * size / seconds(lambda: goal.copy_(source), measuring.device, 9)
-
-
-def kernel(measuring: Measuring, nodes: int = 64) -> dict[str, object]:
-    """The cascade by context length: seconds, those of one masked call, those of the reads alone.
-
-    `error` is the relative difference of the cascade from one masked call in float32.
-    """
-    rate = bandwidth(measuring)
-    rows = [
-        _attention(measuring, shape, context, nodes, rate)
-        for shape in SHAPES
-        for context in measuring.contexts
-    ]
-    return {"bandwidth": rate, "nodes": nodes, "rows": rows}
-
-
-def _attention(
-    measuring: Measuring, shape: str, context: int, nodes: int, rate: float
-) -> dict[str, object]:
-    heads, kv_heads, width = SHAPES[shape]
-    device, dtype = measuring.device, measuring.dtype
-    sets = [  # several, so that no cache holds them all
-        tuple(
-            torch.randn(1, count, length, width, device=device, dtype=dtype)
-            for count, length in (
-                (heads, nodes), (kv_heads, context + nodes), (kv_heads, context + nodes),
-            )
-        )
-        for _ in range(2 if measuring.tiny else 8)
-    ]  # fmt: skip
-    hidden = torch.ones(nodes, nodes, device=device).triu(1).bool()  # a chain is a tree, too
-    mask = torch.zeros(1, 1, nodes, nodes, device=device, dtype=dtype)
-    rows = TreeRows(mask.masked_fill_(hidden, torch.finfo(dtype).min), context, heads // kv_heads)
-    scale = width**-0.5
-    assert len(rows.words) == len(rows.dense[0, 0]) // rows.group  # made before the clock runs
-    _ = rows.length
-
-    def all_sets(attend: Callable[..., Tensor]) -> Callable[[], object]:
-        return as_graph(lambda: [attend(*given, rows, scale) for given in sets], device)
-
-    wide = TreeRows(rows.mask.float(), context, rows.group)
-    right = one_level(*(given.float() for given in sets[0]), wide, scale)
-    error = (tree_attention(*sets[0], rows, scale).float() - right).norm() / right.norm()
-    read = sum(tensor.numel() * tensor.element_size() for tensor in (*sets[0], sets[0][0]))
-    return {
-        "shape": shape,
-        "context": context,
-        "cascade": seconds(all_sets(tree_attention), device, 15) / len(sets),
-        "masked": seconds(all_sets(one_level), device, 15) / len(sets),
-        "floor": read / rate,
-        "error": float(error),
-    }
 
 
 def costs(measuring: Measuring) -> Iterator[tuple[str, dict[str, object]]]:
