@@ -18,6 +18,10 @@ unpack() { # the drafter of another stage, if it is not here already
   }
 }
 
+if [ -f "$folder/$stage/out.tar.parts.json" ] && [ ! -d "$work/$stage" ]; then
+  echo "stage $stage is done: $folder/$stage holds its drafter" >&2
+  exit 0
+fi
 if [ "$stage" = second ] || [ "$stage" = eagle ]; then
   unpack first
   [ ! -d "$work/first/out/first" ] || set -- --first "$work/first/out/first" "$@"

@@ -83,7 +83,7 @@ def regenerate(
     batches = batches_of(asks, answerer.batch)
     journal = _journal(out)
     if out.exists() and not journal.path.exists():
-        return _summary(asks, _lines(out), range(len(asks)))
+        return _summary(asks, _lines(out, journal), range(len(asks)))
     turns = [sum(len(asks[number].turns) for number in batch) for batch in batches]
     done, tokens = sum(turns[: len(journal)]), 0
     counting = Lock()
@@ -103,17 +103,13 @@ def regenerate(
             tick(0)
     finally:
         answerer.close()
+    if isinstance(journal, Journal) and len(journal) == len(batches):
+        with written_whole(out) as file:
+            for line in _by_prompt(journal, batches):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        journal.path.unlink()
     tried = [number for batch in batches[: len(journal)] for number in batch]
-    if isinstance(journal, PackedAnswers):
-        return _summary(asks, packed_lines(out) if tried else (), tried)
-    if len(journal) < len(batches):
-        parts = (line for part in journal for lines in part for line in lines)
-        return _summary(asks, parts if tried else (), tried)
-    with written_whole(out) as file:
-        for line in _by_prompt(journal, batches):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    journal.path.unlink()
-    return _summary(asks, _lines(out), tried)
+    return _summary(asks, _lines(out, journal) if tried else (), tried)
 
 
 def begin(out: Path, settings: Mapping[str, object], origin: Mapping[str, object]) -> None:
@@ -200,8 +196,13 @@ def _by_prompt(parts: Iterable[list[list[Line]]], batches: Sequence[list[int]]) 
             following += 1
 
 
-def _lines(out: Path) -> Iterator[Line]:
-    return map(json.loads, lines_of(out))
+def _lines(out: Path, journal: Journal | PackedAnswers) -> Iterator[Line]:
+    """All lines of a file, or of its journal while it isn't finished."""
+    if isinstance(journal, PackedAnswers):
+        return packed_lines(out)
+    if out.exists():
+        return map(json.loads, lines_of(out))
+    return (line for part in journal for lines in part for line in lines)
 
 
 def _summary(asks: Sequence[Ask], lines: Iterable[Line], tried: Sequence[int]) -> Summary:
