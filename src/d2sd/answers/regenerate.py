@@ -104,10 +104,7 @@ def regenerate(
     finally:
         answerer.close()
     if isinstance(journal, Journal) and len(journal) == len(batches):
-        with written_whole(out) as file:
-            for line in _by_prompt(journal, batches):
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        journal.path.unlink()
+        _write(out, journal, batches)
     tried = [number for batch in batches[: len(journal)] for number in batch]
     return _summary(asks, _lines(out, journal) if tried else (), tried)
 
@@ -194,6 +191,14 @@ def _by_prompt(parts: Iterable[list[list[Line]]], batches: Sequence[list[int]]) 
         while following in waiting:
             yield from waiting.pop(following)
             following += 1
+
+
+def _write(out: Path, journal: Journal, batches: Sequence[list[int]]) -> None:
+    """The response file from its journal, which goes."""
+    with written_whole(out) as file:
+        for line in _by_prompt(journal, batches):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    journal.path.unlink()
 
 
 def _lines(out: Path, journal: Journal | PackedAnswers) -> Iterator[Line]:
