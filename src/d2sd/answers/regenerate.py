@@ -75,9 +75,8 @@ def regenerate(
     """Answer all prompts into the response file `out`, in their order; `begin` comes first.
 
     Each batch is on disk, in OUT.batches, before the next one begins. Killed at any moment, the
-    same call goes on there and ends with the same file. So it does where `seconds` are over: no
-    batch begins that would probably not end within them. A packed file needs no OUT.batches and
-    holds the answers in the order of the batches.
+    same call goes on there and ends with the same file. So it does after `seconds`: no batch begins
+    that would hardly end in time. A packed file needs no OUT.batches; its order is the batches'.
     """
     asks, answerer = conversations.asks, conversations.answerer
     batches = batches_of(asks, answerer.batch)
