@@ -17,6 +17,7 @@ from d2sd.target.load import check_supported
 from d2sd.text import Tokenizer, plain_text
 
 PREFILL_TOKENS = 16384
+GPU_PREFILL_TOKENS = 65536
 """Prompts are read in columns, so many padded tokens at a time at most."""
 
 CHECK_EVERY = 16
@@ -138,6 +139,7 @@ class BatchedAnswerer(Answerer):
         self._filter = Sampling(temperature=1.0, top_p=top_p)
         on_cpu = self._device.type == "cpu"
         self._check_every = 1 if on_cpu else CHECK_EVERY
+        self._prefill_tokens = PREFILL_TOKENS if on_cpu else GPU_PREFILL_TOKENS
         self.batch = batch or (CPU_BATCH if on_cpu else BATCH)
 
     @torch.inference_mode()
@@ -210,7 +212,7 @@ class BatchedAnswerer(Answerer):
         )
         cache = RowCache(self._config.num_hidden_layers, width + steps)
         ids = ids.to(device)
-        columns = max(PREFILL_TOKENS // len(questions), 1)
+        columns = max(self._prefill_tokens // len(questions), 1)
         for start in range(0, width, columns):
             logits = self._pass(cache, ids[:, start : start + columns], rows)
         return rows, logits, cache

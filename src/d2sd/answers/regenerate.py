@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 
 from d2sd.answers.conversations import Conversations, Line
+from d2sd.answers.packed import SUFFIX, PackedAnswers, packed_lines
 from d2sd.answers.questions import Answerer, Ask
 from d2sd.journal import Journal, lines_of, write_record, written_whole
 
@@ -33,13 +35,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What lies in a finished file; `left_out` counts turns whose prompt was too long."""
+    """What lies in a file; `left_out` counts turns whose prompt was too long."""
 
     answers: int
     tokens: int
     stop: int
     length: int
     left_out: int
+    waiting: int = 0
+    """Prompts that the time did not suffice for."""
 
 
 def digest_of(asks: Sequence[Ask]) -> str:
@@ -66,17 +70,19 @@ def regenerate(
     conversations: Conversations,
     out: Path,
     hear: Callable[[Progress], None] = lambda progress: None,
+    seconds: float = float("inf"),
 ) -> Summary:
     """Answer all prompts into the response file `out`, in their order; `begin` comes first.
 
     Each batch is on disk, in OUT.batches, before the next one begins. Killed at any moment, the
-    same call goes on there and ends with the same file.
+    same call goes on there and ends with the same file. So it does after `seconds`: no batch begins
+    that would hardly end in time. A packed file needs no OUT.batches; its order is the batches'.
     """
     asks, answerer = conversations.asks, conversations.answerer
     batches = batches_of(asks, answerer.batch)
-    journal = Journal(_batches_file(out))
+    journal = _journal(out)
     if out.exists() and not journal.path.exists():
-        return _summary(asks, out)
+        return _summary(asks, _lines(out, journal), range(len(asks)))
     turns = [sum(len(asks[number].turns) for number in batch) for batch in batches]
     done, tokens = sum(turns[: len(journal)]), 0
     counting = Lock()
@@ -89,18 +95,17 @@ def regenerate(
 
     tick(0)
     try:
-        left = batches[len(journal) :]
+        left = _in_time(batches[len(journal) :], seconds)
         for part in _in_order(lambda batch: conversations.held(batch, tick), left, answerer):
             done += turns[len(journal)]
             journal.append(part)
             tick(0)
     finally:
         answerer.close()
-    with written_whole(out) as file:
-        for line in _by_prompt(journal, batches):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    journal.path.unlink()
-    return _summary(asks, out)
+    if isinstance(journal, Journal) and len(journal) == len(batches):
+        _write(out, journal, batches)
+    tried = [number for batch in batches[: len(journal)] for number in batch]
+    return _summary(asks, _lines(out, journal) if tried else (), tried)
 
 
 def begin(out: Path, settings: Mapping[str, object], origin: Mapping[str, object]) -> None:
@@ -134,13 +139,29 @@ def begin(out: Path, settings: Mapping[str, object], origin: Mapping[str, object
         )
 
 
+def _journal(out: Path) -> Journal | PackedAnswers:
+    return PackedAnswers(out) if out.suffix == SUFFIX else Journal(_batches_file(out))
+
+
+def _in_time(batches: Iterable[list[int]], seconds: float) -> Iterator[list[int]]:
+    """The batches while one more like the longest so far would end in time; one at least."""
+    begun = last = time.monotonic()
+    longest = 0.0
+    for number, batch in enumerate(batches):
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+        if number and now - begun + longest > seconds:
+            return
+        yield batch
+
+
 def _batches_file(out: Path) -> Path:
     return out.with_name(f"{out.name}.batches")
 
 
 def _in_order(
     work: Callable[[list[int]], list[list[Line]]],
-    batches: Sequence[list[int]],
+    batches: Iterable[list[int]],
     answerer: Answerer,
 ) -> Iterator[list[list[Line]]]:
     """What `work` makes of each batch, in their order, as many at a time as may run."""
@@ -171,10 +192,29 @@ def _by_prompt(parts: Iterable[list[list[Line]]], batches: Sequence[list[int]]) 
             following += 1
 
 
-def _summary(asks: Sequence[Ask], out: Path) -> Summary:
+def _write(out: Path, journal: Journal, batches: Sequence[list[int]]) -> None:
+    """The response file from its journal, which goes."""
+    with written_whole(out) as file:
+        for line in _by_prompt(journal, batches):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    journal.path.unlink()
+
+
+def _lines(out: Path, journal: Journal | PackedAnswers) -> Iterator[Line]:
+    """All lines of a file, or of its journal while it isn't finished."""
+    if isinstance(journal, PackedAnswers):
+        return packed_lines(out)
+    if out.exists():
+        return map(json.loads, lines_of(out))
+    return (line for part in journal for lines in part for line in lines)
+
+
+def _summary(asks: Sequence[Ask], lines: Iterable[Line], tried: Sequence[int]) -> Summary:
+    """Of these lines, which answer the prompts that are `tried`."""
     answers = tokens = stop = 0
-    for line in map(json.loads, lines_of(out)):
+    for line in lines:
         answers, tokens = answers + 1, tokens + len(line["response_ids"])
         stop += line["finish"] == "stop"
-    turns = sum(len(ask.turns) for ask in asks)
-    return Summary(answers, tokens, stop, answers - stop, turns - answers)
+    turns = sum(len(asks[number].turns) for number in tried)
+    waiting = len(asks) - len(tried)
+    return Summary(answers, tokens, stop, answers - stop, turns - answers, waiting)

@@ -30,8 +30,9 @@ class AskedOptions:
         option(
             "--out",
             OUTPUT,
-            "The response file (JSONL, or .jsonl.gz). OUT.json says where it comes from. A killed "
-            "run goes on when the same command is given again.",
+            "The response file: .jsonl, .jsonl.gz, or .packed, which holds token ids alone, about "
+            "a byte a token. OUT.json says where it comes from. A killed run goes on when the same "
+            "command is given again.",
             "OUT",
         ),
     ]
@@ -55,6 +56,15 @@ class AskedOptions:
     max_prompt_tokens: Annotated[
         int | None,
         option("--max-prompt-tokens", PROMPTS, "Leave out prompts longer than this.", "N"),
+    ] = None
+    minutes: Annotated[
+        float | None,
+        option(
+            "--minutes",
+            OUTPUT,
+            "Stop after about this long; the same command goes on from there.",
+            "N",
+        ),
     ] = None
 
 
@@ -170,8 +180,9 @@ def regenerate(
     begin(asked.out, settings, provenance(source.device, drawing.seed))
     conversations = Conversations(asks, source.answerer, source.wording, source.draws)
     started = time.monotonic()
+    seconds = float("inf") if asked.minutes is None else 60 * asked.minutes
     with _bar() as hear:
-        summary = answer_all(conversations, asked.out, hear)
+        summary = answer_all(conversations, asked.out, hear, seconds)
     _show(asked.out, summary, time.monotonic() - started, json)
 
 
@@ -187,6 +198,7 @@ def _show(out: Path, summary: Summary, seconds: float, json: bool) -> None:
             f"{out}: {summary.answers} answers, {summary.tokens} tokens, {summary.stop} "
             f"ended by themselves, {summary.length} cut at the limit, {summary.left_out} turns "
             f"left out as too long; {seconds:.0f} s"
+            + (f"; {summary.waiting} prompts wait for another run" if summary.waiting else "")
         )
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from d2sd.cli.options import MODEL, grouped, option
+
+if TYPE_CHECKING:
+    from d2sd.cli.training import Drafters
+    from d2sd.train.material import Material
+    from d2sd.train.run import Company
 
 TRAINING, RECIPE, DATA = "Training", "Recipe", "Data"
 
@@ -50,6 +56,16 @@ class TrainingOptions:
             "PATH|ID",
         ),
     ] = None
+    minutes: Annotated[
+        float | None,
+        option(
+            "--minutes",
+            TRAINING,
+            "Stop after about this long, with a checkpoint; the same command goes on from there. "
+            "For one process.",
+            "N",
+        ),
+    ] = None
     start: Annotated[
         str | None,
         option(
@@ -71,7 +87,8 @@ class RecipeOptions:
         option(
             "--recipe",
             RECIPE,
-            "default (any target) or smollm2-135m. Default: the one of the target's name.",
+            "default (any target), smollm2-135m or smollm2-135m-gpu. Default: the one of the "
+            "target's name.",
             "NAME",
         ),
     ] = None
@@ -131,8 +148,8 @@ def train(
     responses: Annotated[
         list[Path],
         typer.Argument(
-            help="The target's answers, as d2sd regenerate writes them: JSONL (or .jsonl.gz) with "
-            "prompt_ids, response_ids and temperature a line.",
+            help="The target's answers, as d2sd regenerate writes them: packed, or JSONL (or "
+            ".jsonl.gz) with prompt_ids, response_ids and temperature a line.",
         ),
     ],
     options: TrainingOptions,
@@ -148,25 +165,40 @@ def train(
     """
     from d2sd.cli.progress import training_meter
     from d2sd.cli.terminal import note
-    from d2sd.cli.training import joined, prepared
-    from d2sd.train.eagle import EagleTraining
-    from d2sd.train.run import Company, DrafterTraining
+    from d2sd.cli.training import joined, prepared, time_limit
+    from d2sd.train.course import OutOfTimeError
+    from d2sd.train.run import Company
 
+    begun = time.perf_counter()
     with joined(place) as target:
+        until = begun + time_limit(options.minutes, target.processes)
         material, drafters = prepared(responses, options, recipe, data, target)
-        with training_meter(target.processes.is_first) as hear:
-            company = Company(target.processes, hear, target.tell)
-            names = ["eagle"]
-            if options.stage == "eagle":
-                head = EagleTraining(material, options.work, company)
-                head.export_head(head.train_head(), options.out)
-            else:
-                blocks = DrafterTraining(material, options.work, company)
-                networks = blocks.train(options.stage, drafters.first, drafters.start)
-                blocks.export(networks, options.out)
-                names = list(networks)
+        try:
+            with training_meter(target.processes.is_first) as hear:
+                company = Company(target.processes, hear, target.tell, until)
+                names = _trained(material, drafters, options, company)
+        except OutOfTimeError as error:
+            note(f"the time is over: {error}; the same command goes on from there")
+            return
         if target.processes.is_first:
             note(_farewell(options.out, names))
+
+
+def _trained(
+    material: Material, drafters: Drafters, options: TrainingOptions, company: Company
+) -> list[str]:
+    """Train and export; the names of what was written."""
+    from d2sd.train.eagle import EagleTraining
+    from d2sd.train.run import DrafterTraining
+
+    if options.stage == "eagle":
+        head = EagleTraining(material, options.work, company)
+        head.export_head(head.train_head(), options.out)
+        return ["eagle"]
+    blocks = DrafterTraining(material, options.work, company)
+    networks = blocks.train(options.stage, drafters.first, drafters.start)
+    blocks.export(networks, options.out)
+    return list(networks)
 
 
 def _farewell(out: Path, names: list[str]) -> str:

@@ -75,6 +75,15 @@ def joined(options: PlaceOptions) -> Iterator[Target]:
         processes.close()
 
 
+def time_limit(minutes: float | None, processes: Processes) -> float:
+    """Seconds that a training may take. ValueError for several processes: their clocks differ."""
+    if minutes is None:
+        return float("inf")
+    if processes.count > 1:
+        raise ValueError("--minutes is for one process; leave it out or start one process")
+    return 60 * minutes
+
+
 def prepared(
     paths: Sequence[Path],
     options: TrainingOptions,

@@ -18,6 +18,10 @@ from d2sd.train.loop import StepReport, Trainer
 CHECKPOINT_SECONDS = 180.0
 
 
+class OutOfTimeError(Exception):
+    """The time given to a training is over; its checkpoint is written."""
+
+
 @dataclass(frozen=True)
 class Since:
     """What happened since the last line of the log."""
@@ -66,11 +70,20 @@ class Course:
         self._latest: float | None = None
         self._saved = time.perf_counter()
 
-    def run(self, hear: Callable[[StepReport, float | None], None]) -> None:
-        """Go on from the last checkpoint to the end; `hear` gets the latest acceptance, too."""
+    def run(
+        self, hear: Callable[[StepReport, float | None], None], until: float = float("inf")
+    ) -> None:
+        """Go on from the last checkpoint to the end; `hear` gets the latest acceptance, too.
+
+        At `until` on `time.perf_counter` it saves and raises OutOfTimeError, after one step at
+        the least.
+        """
         self._resume()
+        begun_at = self._trainer.step
         while not self._trainer.finished:
             start = time.perf_counter()
+            if start >= until and self._trainer.step > begun_at:
+                self._stop()
             report = self._trainer.advance()
             self._since += Since(1, report.loss, time.perf_counter() - start)
             if self._place.writes:
@@ -105,6 +118,14 @@ class Course:
         if self._intervals.checkpoint is not None:
             return step % self._intervals.checkpoint == 0
         return time.perf_counter() - self._saved >= CHECKPOINT_SECONDS
+
+    def _stop(self) -> None:
+        if self._place.writes:
+            self._trainer.save(self._place.folder, self._facts())
+        raise OutOfTimeError(
+            f"stage {self._place.name} stands at step {self._trainer.step} of "
+            f"{self._trainer.schedule.steps}"
+        )
 
     def _evaluate(self, report: StepReport) -> None:
         found = self._measure(self._trainer.measured)

@@ -22,7 +22,8 @@ SOFT = 32
 """Kept next-token candidates: they hold 96 % of the target's probability on the responses."""
 
 PASS_TOKENS = 8192
-"""Most tokens of one target pass, padding included."""
+GPU_PASS_TOKENS = 65536
+"""Most tokens of one target pass, padding included; a GPU waits for launches in small ones."""
 
 ROWS = 32
 """Passes are padded to a multiple of this: on a CPU torch keeps megabytes for each new shape."""
@@ -115,7 +116,8 @@ class OnlineFeatures(FeatureSource):
     @torch.no_grad()
     def read(self, sequences: Sequence[int]) -> list[Rows]:
         found: dict[int, Rows] = {}
-        for batch in batches_by_length([self.index.length(i) for i in sequences], PASS_TOKENS):
+        most = PASS_TOKENS if self._model.device.type == "cpu" else GPU_PASS_TOKENS
+        for batch in batches_by_length([self.index.length(i) for i in sequences], most):
             features, last = self._pass([sequences[i] for i in batch])
             for row, i in enumerate(batch):
                 found[i] = self._rows(sequences[i], features[row], last[row])

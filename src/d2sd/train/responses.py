@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
+
+from d2sd.answers.packed import SUFFIX, packed_lines
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ def read_responses(
     broken: Literal["stop", "skip"] = "stop",
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> list[Response]:
-    """Responses of JSONL files (plain or .gz), cut to `max_length` tokens, in the files' order.
+    """Responses of JSONL files (plain or .gz) and packed ones, in the files' order.
+
+    They are cut to `max_length` tokens.
 
     A response without a prompt or with fewer than two answer tokens teaches nothing and is left
     out. `tell` hears one sentence for each file of which something was skipped or left out.
@@ -80,6 +84,9 @@ def _report(path: Path, skipped: Sequence[int], short: int, tell: Callable[[str]
 
 def _read(path: Path) -> Iterator[Response | str | None]:
     """Per line the response, or what is wrong with the line; None for an empty one."""
+    if path.suffix == SUFFIX:
+        yield from _unpacked(path)
+        return
     with _opened(path) as lines:
         while True:
             try:
@@ -92,15 +99,26 @@ def _read(path: Path) -> Iterator[Response | str | None]:
             yield _parsed(line) if line.strip() else None
 
 
+def _unpacked(path: Path) -> Iterator[Response | str]:
+    try:
+        for row in packed_lines(path):
+            yield _response(row)
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _response(row: dict[str, Any]) -> Response:
+    return Response(
+        _token_ids(row, "prompt_ids"),
+        _token_ids(row, "response_ids"),
+        float(row.get("temperature", 0.0)),
+        str(row.get("kind", "")),
+    )
+
+
 def _parsed(line: bytes) -> Response | str:
     try:
-        row = json.loads(line)
-        return Response(
-            _token_ids(row, "prompt_ids"),
-            _token_ids(row, "response_ids"),
-            float(row.get("temperature", 0.0)),
-            str(row.get("kind", "")),
-        )
+        return _response(json.loads(line))
     except (KeyError, TypeError, ValueError) as error:
         return (
             f"not a response ({error!r}); each line is a JSON object with prompt_ids, "

@@ -51,6 +51,8 @@ class Company:
     """Hears every step."""
     tell: Callable[[str], None] = ignore
     """Hears remarks."""
+    until: float = float("inf")
+    """When to stop, on `time.perf_counter`: OutOfTimeError is raised, and a checkpoint is there."""
 
 
 class DrafterTraining:
@@ -149,7 +151,7 @@ class DrafterTraining:
         def hear(report: StepReport, acceptance: float | None) -> None:
             self._company.hear(Moment(stage.name, report, ahead + report.step, total, acceptance))
 
-        course.run(hear)
+        course.run(hear, self._company.until)
         processes.wait()  # until the first one has written the best weights
         course.best.load(network)
 
