@@ -350,9 +350,9 @@ def test_ranks_that_agree_run_the_same_passes():
 
     drafter = BatchDrafter(parse_policy("merged"), 12, batched, agree)
     trees = drafter.draft([asking("long")])
-    assert said[0] is True
+    assert said[0] == 1
     assert said[-1][1] == trees
-    assert len(said) == 3  # whether to draft, what second rows keep, the trees
+    assert len(said) == 3  # for how many to draft, what second rows keep, the trees
 
 
 def test_a_line_finds_what_a_row_costs():
@@ -377,16 +377,20 @@ class Engine:
     def __post_init__(self):
         self.sizes = set()
         self.pace, self.rng, self.seconds, self.drafts = Pace(), random.Random(1), 0.0, 0
+        self.asked = []
 
     def step(self, requests):
         """One step of so many requests; the tokens it emits."""
         pace, nodes, drafting, predicted = self.pace, 0, 0.0, 0.0
-        if pace.first_pays(requests):
-            drafting = self.drafting + 1e-4 * requests
-            choice = pace.budget(sorted(self.chances * requests, reverse=True), requests, True)
-            pace.drafted([self.chances] * requests, [], drafting)
+        asking = pace.first_count(requests)
+        self.asked.append(asking)
+        ranked = sorted(self.chances * asking, reverse=True)
+        if asking:
+            drafting = self.drafting + 1e-4 * asking
+            choice = pace.budget(ranked, requests, asking)
+            pace.drafted([self.chances] * asking, [], drafting)
             nodes, self.drafts = choice.count, self.drafts + 1
-        ranked = sorted(self.chances * requests, reverse=True)[:nodes]
+        ranked = ranked[:nodes]
         accepted = sum(self.rng.random() < chance for chance in ranked)
         predicted = sum(ranked)
         target = self.start + self.per_row * (requests + nodes)
@@ -414,15 +418,20 @@ def test_a_batch_never_falls_behind_plain_decoding_for_long(requests):
     assert Engine(per_row=1e-5).speed(requests) > 1.6
 
 
+def test_where_drafting_does_not_pay_it_is_tried_for_one_request():
+    engine = Engine(per_row=0.05, drafting=0.5)
+    engine.speed(32)
+    assert set(engine.asked[:40]) == {0, 32}
+    assert set(engine.asked[40:]) == {0, 1}
+
+
 def test_what_only_drafting_costs_is_not_counted_against_plain_steps():
     pace = Pace()
     for step in range(40):
         drafting = 0.0
-        if step % 2 and pace.first_pays(8):
+        if pace.first_count(8) and step % 2:
             drafting = 0.002
             pace.drafted([[0.5]] * 8, [[0.5]] * 8, drafting)
-        else:
-            pace.first_pays(8)
         pace.scored(8, 0, 0.02)
         pace.stepped(0.02, 0.02 + drafting + (0.005 if drafting else 0.001))
     plain, _ = pace.rates(8)
@@ -461,7 +470,9 @@ def test_a_chain_is_taken_where_forks_cost_more_than_they_bring():
         pace.scored(16, 2, 0.05 + 0.0005 * 16)
     assert pace.forks.value == pytest.approx(0.015, rel=0.1)
     tree, chain = [0.6, 0.5, 0.4, 0.3, 0.2] * 2, [0.6, 0.4, 0.2] * 2
-    choices = [pace.budget(sorted(one, reverse=True), 2, one is tree) for one in (tree, chain)]
+    choices = [
+        pace.budget(sorted(one, reverse=True), 2, 2 * (one is tree)) for one in (tree, chain)
+    ]
     assert choices[1].value > choices[0].value
     assert choices[1].count == 6
 
@@ -489,13 +500,13 @@ def test_a_dear_row_shrinks_the_trees_of_all_to_nothing_and_a_cheap_one_lets_the
         engine.speed(8)
         engine.pace.kept = Average(1.0, 1.0)
         chances = sorted([0.7, 0.6, 0.3, 0.1, 0.02] * 8, reverse=True)
-        counts.append(engine.pace.budget(chances, 8, True).count)
+        counts.append(engine.pace.budget(chances, 8, 8).count)
     assert counts[0] > counts[1] > counts[2]
     assert (counts[0], counts[2]) == (40, 0)
 
 
 def test_the_first_steps_are_plain_so_that_their_price_is_known():
-    assert not Pace().first_pays(3)
+    assert Pace().first_count(3) == 0
 
 
 def test_settings_are_read_or_refused_in_one_sentence():

@@ -1,7 +1,7 @@
 r"""A table for docs/methods.md: every method, what it needs, and what the study `related` measures.
 
 d2sd bench --study related --suite-dir ../shared/data/eval --dtype bfloat16 --limit 5 \
-  --max-new-tokens 48 --out docs/results/related
+  --max-new-tokens 40 --out docs/results/related
 python docs/results/methods.py docs/results/related/results.json > docs/results/methods.json
 """
 

@@ -106,6 +106,8 @@ TRIED = 8
 """Trees that are drafted before anything is decided by what they promised."""
 PLAIN_EVERY = 64
 """One step of so many is plain, so that the line goes on holding short passes too."""
+CLEARLY = 1.05
+"""Times the plain rate that drafting must promise: who begins to draft has all the text to read."""
 
 
 @dataclass
@@ -185,40 +187,45 @@ class Pace:
     def _share(self) -> float:
         return self.kept.within(0.5, 1.5)
 
-    def first_pays(self, requests: int) -> bool:
-        """Whether to draft at all; now and then a try, and now and then none, to know both."""
+    def first_count(self, requests: int) -> int:
+        """For how many requests to draft: for all, where that pays; else now and then for one, to
+        know when it does. Now and then for none, to know that too."""
         self.asked += 1
         self._drafting = 0.0
         if not self.target.weight or self.asked % PLAIN_EVERY == 0:
-            return False
+            return 0
         if self.promise.weight < TRIED or self.passes[0].weight < TRIED / 2:
-            return True
+            return requests
         plain, drafted = self.rates(requests)
-        if drafted > plain:
-            return True
-        tried = self.probes.take(self.passes[0].at(requests) + self.target.at(requests))
-        if tried:
-            self.promise.age()
-            self.straight.age()
-        return tried
+        if drafted > CLEARLY * plain:
+            return requests
+        if not self.probes.take(self.passes[0].at(1) + self.target.at(requests)):
+            return 0
+        self.promise.age()
+        self.straight.age()
+        return 1
 
-    def second_count(self, masses: Sequence[float], requests: int) -> int:
-        """How many rows a second pass should redraft, of anchors with these gains, best first."""
+    def second_count(self, masses: Sequence[float], asked: int, requests: int) -> int:
+        """How many rows a second pass should redraft, of anchors with these gains, best first.
+
+        `asked` of the requests have a first draft.
+        """
         seconds = [0.0, *(self.passes[1].at(count) for count in range(1, len(masses) + 1))]
         count = second_rows(masses, self.lift.value, seconds, max(self.rates(requests))).count
         if count == 0:
             self.lift.age()
             count = len(masses) if self.probes.take(seconds[-1]) else 0
-        self.again.add(float(count), float(requests))
+        self.again.add(float(count), float(asked))
         return count
 
-    def budget(self, chances: Sequence[float], requests: int, forked: bool) -> Choice:
+    def budget(self, chances: Sequence[float], requests: int, forked: int) -> Choice:
         """How many of all requests' most probable paths the target should score.
 
+        `forked` requests would have trees with forks.
         A pass is at most twice as wide as any before it: beyond that its price is a guess. Nodes up
         to the next stair are free, so passes have few sizes.
         """
-        forks = self._price(requests) if forked else 0.0
+        forks = self._price(forked)
         most = min(len(chances), 2 * max(self.widest, STAIR, requests) - requests)
         wide = [self.target.at(_stair(requests + n)) + forks for n in range(1, most + 1)]
         seconds = [self.target.at(requests), *wide]

@@ -74,6 +74,8 @@ class BatchDrafter:
         self.predicted: dict[str, float] = {}
         """Tokens expected to be accepted of each request's last tree."""
         self._promised: tuple[list[list[float]], list[list[float]]] = ([], [])
+        self._requests = 0
+        """That could be drafted for in this step."""
 
     def read(self, new: Sequence[NewRows]) -> None:
         """What was committed since the last call."""
@@ -94,7 +96,9 @@ class BatchDrafter:
             for one in asking
             if one.deepest > 0 and self._first.ready(one.request, one.tokens - 1)
         ]
-        if not able or not self._decided(lambda: not self.pace or self.pace.first_pays(len(able))):
+        self._requests = len(able)
+        able = able[: self._decided(self._first_count) if able else 0]
+        if not able:
             return {}
         started = time.perf_counter()
         wanted = [
@@ -109,6 +113,9 @@ class BatchDrafter:
                 self.pace.lifted(choice.value - second.before, second.mass)
             self.pace.drafted(*self._promised, time.perf_counter() - started)
         return trees
+
+    def _first_count(self) -> int:
+        return self.pace.first_count(self._requests) if self.pace else self._requests
 
     def _decided(self, decide: Callable[[], Decided]) -> Decided:
         return self._agree(decide())  # type: ignore[return-value]
@@ -167,7 +174,8 @@ class BatchDrafter:
         if self.pace is None:
             return found
         found.sort(key=lambda pair: -pair[1][0])
-        return found[: self.pace.second_count([mass for _, (mass, _) in found], len(able))]
+        masses = [mass for _, (mass, _) in found]
+        return found[: self.pace.second_count(masses, len(able), self._requests)]
 
     def _choice(self, able: Sequence[Asking], rows: Rows) -> tuple[Choice, Paths]:
         """Every request's paths, or its chain alone, and how many of all of them to score."""
@@ -177,8 +185,8 @@ class BatchDrafter:
         chains = {one.request: chain_paths(rows[one.request][0]) for one in able}
         self._promised = _chances(paths), _chances(chains)
         forked, straight = (
-            self.pace.budget(sorted(chain(*found), reverse=True), len(able), forked)
-            for found, forked in zip(self._promised, (True, False), strict=True)
+            self.pace.budget(sorted(chain(*found), reverse=True), self._requests, forked)
+            for found, forked in zip(self._promised, (len(able), 0), strict=True)
         )
         return (straight, chains) if straight.value > forked.value else (forked, paths)
 
