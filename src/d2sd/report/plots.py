@@ -105,7 +105,7 @@ def draw_speedups(results: Results, out: Path) -> None:
         _bars(axes, results, [found.get(name) for name in names], 9.0)
         _name_rows(axes, names, place == 0)
         axes.set_title(f"temperature {means.temperature:g}", fontsize=10.5)
-        axes.set_xlabel("speed-up over plain decoding")
+    figure.supxlabel("speed-up over plain decoding", fontsize=10)
     save_picture(figure, out)
 
 
