@@ -69,7 +69,9 @@ def restore(folder: Path, work: Path) -> bool:
     with tempfile.TemporaryDirectory(dir=work.parent) as scratch:
         join(manifest, Path(scratch) / BUNDLE)
         with tarfile.open(Path(scratch) / BUNDLE) as tar:
-            tar.extractall(Path(scratch) / "work", filter="data")
+            # as filter="data" would, which the first releases of Python 3.11 don't know
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+            tar.extractall(Path(scratch) / "work")
         (Path(scratch) / "work").rename(work)
     return True
 
