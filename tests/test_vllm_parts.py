@@ -320,7 +320,7 @@ def test_a_batch_s_trees_are_those_of_the_policy_merged(anchors):
     pair, ends, batched = networks()
     read_all(batched)
     policy = parse_policy(f"merged:branches=3,anchors={anchors}")
-    trees = BatchDrafter(policy, 12, batched).draft([asking(name) for name in SEQUENCES])
+    trees = BatchDrafter(policy, 12, batched).draft([asking(name) for name in SEQUENCES], 9)
     for name in SEQUENCES:
         proposers = [alone(network, ends, name)[0] for network in pair]
         context = alone(pair[0], ends, name)[1]
@@ -332,11 +332,11 @@ def test_a_chain_is_a_chain_and_no_tree_is_deeper_than_asked():
     _, _, batched = networks()
     read_all(batched)
     drafter = BatchDrafter(parse_policy("merged"), 12, batched)
-    trees = drafter.draft([asking("short", chain=True), asking("long", deepest=2)])
+    trees = drafter.draft([asking("short", chain=True), asking("long", deepest=2)], 9)
     assert trees["short"].parents == (-1, 0, 1, 2, 3)
     assert max(trees["long"].depths) == 2
     assert "middle" not in trees
-    assert drafter.draft([asking("middle", deepest=0)]) == {}
+    assert drafter.draft([asking("middle", deepest=0)], 9) == {}
 
 
 def test_ranks_that_agree_run_the_same_passes():
@@ -349,7 +349,7 @@ def test_ranks_that_agree_run_the_same_passes():
         return decided
 
     drafter = BatchDrafter(parse_policy("merged"), 12, batched, agree)
-    trees = drafter.draft([asking("long")])
+    trees = drafter.draft([asking("long")], drafter.wanted(1))
     assert said[0] == 1
     assert said[-1][1] == trees
     assert len(said) == 3  # for how many to draft, what second rows keep, the trees

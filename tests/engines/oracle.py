@@ -41,8 +41,11 @@ class Oracle:
     def forget(self, request):
         self.real.forget(request)
 
-    def draft(self, asking):
-        trees = self.real.draft(asking)  # also seen to work
+    def wanted(self, requests):
+        return self.real.wanted(requests)
+
+    def draft(self, asking, most):
+        trees = self.real.draft(asking, most)  # also seen to work
         for one in asking:
             rest = self._rest(one)
             if rest and one.deepest > 0 and not one.chain:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from d2sd.engines.batches.placement import Placement
+from d2sd.engines.batches.placement import Placement, PlainPass
 from d2sd.engines.batches.plan import BatchDrafter
 
 
@@ -17,21 +17,19 @@ class StepClock:
         self._begun = 0.0
         self._last: float | None = None
 
-    def started(self, placement: Placement) -> None:
+    def started(self) -> None:
         """The inputs of a step lie ready."""
         self._begun = self._now()
 
-    def scored(self, placement: Placement, drafter: BatchDrafter) -> None:
+    def scored(self, placement: Placement | PlainPass, drafter: BatchDrafter) -> None:
         """The target's pass was walked."""
         pace, now = drafter.pace, self._now()
-        decoding = all(placed.row == placed.first_row for placed in placement.trees)
+        decoding = placement.decoding
         if pace is not None and decoding:
-            rows = sum(len(placed.tree) for placed in placement.trees)
             target = now - self._begun
-            pace.scored(rows, len(placement.forked), target)
-            emitted = sum(map(len, placement.paths))
+            pace.scored(placement.rows, len(placement.forked), target)
             if self._last is not None:
                 pace.stepped(target, now - self._last)
             if predicted := sum(drafter.predicted.values()):
-                pace.came_true(emitted - len(placement.paths), predicted)
+                pace.came_true(placement.accepted, predicted)
         self._last = now if decoding else None

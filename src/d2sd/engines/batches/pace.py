@@ -106,6 +106,8 @@ TRIED = 8
 """Trees that are drafted before anything is decided by what they promised."""
 PLAIN_EVERY = 64
 """One step of so many is plain, so that the line goes on holding short passes too."""
+AGAIN = 8
+"""Steps for which drafting is refused at a time."""
 CLEARLY = 1.05
 """Times the plain rate that drafting must promise: who begins to draft has all the text to read."""
 
@@ -138,6 +140,8 @@ class Pace:
     asked: int = 0
     _drafting: float = 0.0
     _forked: set[tuple[int, int]] = field(default_factory=set)
+    _refused: tuple[int, int] = (0, 0)
+    """From how many requests on drafting does not pay, and up to which step that holds."""
 
     def scored(self, rows: int, forked: int, seconds: float) -> None:
         """A pass of the target took so long; so many of its requests had trees with forks."""
@@ -196,14 +200,23 @@ class Pace:
             return 0
         if self.promise.weight < TRIED or self.passes[0].weight < TRIED / 2:
             return requests
-        plain, drafted = self.rates(requests)
-        if drafted > CLEARLY * plain:
+        if self._pays(requests):
             return requests
         if not self.probes.take(self.passes[0].at(1) + self.target.at(requests)):
             return 0
         self.promise.age()
         self.straight.age()
         return 1
+
+    def _pays(self, requests: int) -> bool:
+        """A no holds for some steps, and for more requests: working it out costs time as well."""
+        least, until = self._refused
+        if requests >= least and self.asked < until:
+            return False
+        plain, drafted = self.rates(requests)
+        pays = drafted > CLEARLY * plain
+        self._refused = (0, 0) if pays else (requests, self.asked + AGAIN)
+        return pays
 
     def second_count(self, masses: Sequence[float], asked: int, requests: int) -> int:
         """How many rows a second pass should redraft, of anchors with these gains, best first.

@@ -51,6 +51,21 @@ class Placement:
     def __post_init__(self) -> None:
         self.forked = [placed for placed in self.trees if placed.forked]
 
+    @property
+    def decoding(self) -> bool:
+        """Whether no request reads any of its prompt."""
+        return all(placed.row == placed.first_row for placed in self.trees)
+
+    @property
+    def rows(self) -> int:
+        """Of all trees."""
+        return sum(len(placed.tree) for placed in self.trees)
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens of all requests, once the trees were walked."""
+        return sum(len(path) - 1 for path in self.paths)
+
     def positions(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
         """The rows of forked trees, and the positions of the tokens in them."""
         rows, positions = list[int](), list[int]()
@@ -74,6 +89,25 @@ class Placement:
         placed = self.trees[number]
         known = range(placed.first_row, placed.row)
         return [*known, *(placed.row + node for node in self.paths[number])]
+
+
+@dataclass(frozen=True)
+class PlainPass:
+    """A pass of one row for every request, at these positions, as plain decoding makes them.
+
+    It is a placement of anchors alone, without the work of placing them.
+    """
+
+    requests: Sequence[str]
+    starts: Sequence[int]
+    forked: Sequence[PlacedTree] = ()
+    decoding: bool = True
+    accepted: int = 0
+
+    @property
+    def rows(self) -> int:
+        """One a request."""
+        return len(self.requests)
 
 
 @dataclass(frozen=True)

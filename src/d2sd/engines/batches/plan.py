@@ -88,16 +88,22 @@ class BatchDrafter:
         for network in self._networks:
             network.forget(request)
 
-    def draft(self, asking: Sequence[Asking]) -> dict[str, TokenTree]:
-        """A tree for every request whose tokens were all read, if drafting pays."""
+    def wanted(self, requests: int) -> int:
+        """For how many of so many requests to draft in this step, as far as that pays.
+
+        0 spares the engine all that `read` and `draft` ask for.
+        """
         self.predicted.clear()
+        self._requests = requests
+        return self._decided(self._first_count) if requests else 0
+
+    def draft(self, asking: Sequence[Asking], most: int) -> dict[str, TokenTree]:
+        """Trees for requests whose tokens were all read; `most` is what was `wanted`."""
         able = [
             one
             for one in asking
             if one.deepest > 0 and self._first.ready(one.request, one.tokens - 1)
-        ]
-        self._requests = len(able)
-        able = able[: self._decided(self._first_count) if able else 0]
+        ][:most]
         if not able:
             return {}
         started = time.perf_counter()

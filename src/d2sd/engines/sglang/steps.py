@@ -80,15 +80,16 @@ class Steps:
         self._decoding = names
         self._line.now = self._rows * len(requests)
         both = list(zip(requests, computed, strict=True))
-        asking = [self._asking(one, cached) for one, cached in both]
-        trees = self._drafter.draft([one for one in asking if one is not None])
+        most = self._drafter.wanted(len(both))
+        asking = [self._asking(one, cached) for one, cached in both] if most else []
+        trees = self._drafter.draft([one for one in asking if one is not None], most)
         self._placement = Placement(
             [
                 PlacedTree(one.rid, trees.get(one.rid) or _alone(one), row, row, cached)
                 for row, (one, cached) in zip(self._firsts(len(both)), both, strict=True)
             ]
         )
-        self._clock.started(self._placement)
+        self._clock.started()
         return [placed.tree for placed in self._placement.trees]
 
     def committed(

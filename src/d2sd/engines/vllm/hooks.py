@@ -25,6 +25,17 @@ HOOKS = (
         ("output_token_ids", "scheduler_output"),
     ),
     Hook(RUNNER, "GPUModelRunner._get_eagle3_aux_layers_from_config"),
+    Hook(
+        RUNNER,
+        "GPUModelRunner._calc_spec_decode_metadata",
+        ("num_draft_tokens", "cu_num_scheduled_tokens"),
+    ),
+    Hook(RUNNER, "GPUModelRunner.take_draft_token_ids"),
+    Hook(
+        "vllm.v1.spec_decode.metadata",
+        "SpecDecodeMetadata",
+        ("draft_token_ids", "num_draft_tokens", "logits_indices"),
+    ),
     Hook(RUNNER, "GPUModelRunner._input_fits_in_drafter", ("common_attn_metadata",)),
     Hook(RUNNER, "GPUModelRunner._on_request_state_removed", ("req_id", "req_state")),
     Hook(RUNNER, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config",)),

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from vllm.distributed.parallel_state import get_pp_group
 from vllm.model_executor.layers.attention import Attention
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from d2sd.engines.batches.clock import StepClock
-from d2sd.engines.batches.passes import NewRows
-from d2sd.engines.batches.placement import Placement, Scheduled, place
+from d2sd.engines.batches.placement import Placement, PlainPass, Scheduled, place
 from d2sd.engines.batches.plan import Asking
+from d2sd.engines.batches.unread import UnreadPasses
 from d2sd.engines.vllm.attention import TreePass, begin
 from d2sd.engines.vllm.drafter import TreeDrafter
 from d2sd.engines.vllm.sampler import TreeSampler
@@ -48,7 +49,8 @@ class TreeSteps(GPUModelRunner):
         self.use_aux_hidden_state_outputs = True
         self.rejection_sampler: Any = TreeSampler(getattr(self, "rejection_sampler"))  # noqa: B009
         self._drafted: dict[str, TokenTree] = {}
-        self._placement = Placement([])
+        self._placement: Placement | PlainPass = Placement([])
+        self._unread = UnreadPasses()
         self._tree_pass: TreePass | None = None
         self._clock = StepClock()
 
@@ -67,16 +69,23 @@ class TreeSteps(GPUModelRunner):
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        self._placement = place(self._scheduled(scheduler_output), self._drafted)
-        self.rejection_sampler.placement = self._placement
+        self._placement = placement = self._placed(scheduler_output)
+        self.rejection_sampler.placement = placement
         self._tree_pass = None
-        if self._placement.forked:
-            rows, positions = self._placement.positions()
+        if isinstance(placement, Placement) and placement.forked:
+            rows, positions = placement.positions()
             self.positions[rows.to(self.device)] = positions.to(self.device)
-            self._tree_pass = TreePass(self._placement)
+            self._tree_pass = TreePass(placement)
         begin(self._tree_pass)
-        self._clock.started(self._placement)
+        self._clock.started()
         return prepared
+
+    def _placed(self, scheduler_output: Any) -> Placement | PlainPass:
+        batch = self.input_batch
+        if scheduler_output.total_num_scheduled_tokens == batch.num_reqs:
+            starts = batch.num_computed_tokens_cpu[: batch.num_reqs]
+            return PlainPass(batch.req_ids.copy(), starts.tolist())
+        return place(self._scheduled(scheduler_output), self._drafted)
 
     def _scheduled(self, scheduler_output: Any) -> list[Scheduled]:
         drafts = scheduler_output.scheduled_spec_decode_tokens
@@ -98,7 +107,8 @@ class TreeSteps(GPUModelRunner):
         if self._tree_pass is not None:
             self._tree_pass.compact()
             if log.isEnabledFor(logging.DEBUG):
-                for placed, path in zip(self._placement.trees, self._placement.paths, strict=True):
+                placement = self._tree_pass.placement
+                for placed, path in zip(placement.trees, placement.paths, strict=True):
                     log.debug("%s accepted %s of %d", placed.request, path, len(placed.tree) - 1)
         self._tree_pass = None
         begin(None)
@@ -124,30 +134,34 @@ class TreeSteps(GPUModelRunner):
         **kwargs: Any,
     ) -> list[list[int]]:
         assert aux_hidden_states is not None
-        placement = self._placement
-        self.drafter.drafter.read(self._new_rows(placement, torch.stack(aux_hidden_states, 1)))
-        asking = [
-            self._asking(number, tokens[-1])
-            for number, tokens in enumerate(sampled_token_ids)
-            if tokens
-        ]
-        trees = self.drafter.drafter.draft([one for one in asking if one is not None])
+        drafter, ends = self.drafter.drafter, sampled_token_ids
+        self._unread.add(self._placement, torch.stack(aux_hidden_states, 1))
+        most = drafter.wanted(sum(map(bool, ends)))
+        if most or self._unread.many:
+            drafter.read(self._unread.take(self.requests))
+        trees: dict[str, TokenTree] = {}
+        if most:
+            asking = [self._asking(n, tokens[-1]) for n, tokens in enumerate(ends) if tokens]
+            trees = drafter.draft([one for one in asking if one is not None], most)
         self._drafted.update(trees)
-        empty = TokenTree((0,), (-1,), ("anchor",))
-        return [list(trees.get(name, empty).tokens[1:]) for name in self.input_batch.req_ids]
+        nodes = {name: list(tree.tokens[1:]) for name, tree in trees.items()}
+        return [nodes.get(name, []) for name in self.input_batch.req_ids]
 
-    def _new_rows(self, placement: Placement, features: Tensor) -> list[NewRows]:
-        numbers = range(len(placement.trees))
-        rows = [placement.committed_rows(number) for number in numbers]
-        all_rows = [row for own in rows for row in own]
-        if all_rows != list(range(len(features))):
-            features = features[torch.tensor(all_rows, device=features.device)]
-        parts = torch.split(features, [len(own) for own in rows])
-        starts = [placed.committed - (placed.row - placed.first_row) for placed in placement.trees]
-        return [
-            NewRows(placed.request, start, part)
-            for placed, start, part in zip(placement.trees, starts, parts, strict=True)
-        ]
+    def take_draft_token_ids(self) -> Any:
+        """None where nothing was drafted: the scheduler then has nothing to note."""
+        drafts = self._draft_token_ids
+        nothing = isinstance(drafts, list) and not any(drafts)
+        return None if nothing else super().take_draft_token_ids()
+
+    def _calc_spec_decode_metadata(
+        self, num_draft_tokens: Any, cu_num_scheduled_tokens: Any
+    ) -> SpecDecodeMetadata:
+        if num_draft_tokens.any():
+            return super()._calc_spec_decode_metadata(num_draft_tokens, cu_num_scheduled_tokens)
+        last = torch.from_numpy(cu_num_scheduled_tokens - 1).to(self.device)
+        none = last[:0]  # what a plain step shall not be charged for: nothing reads these
+        counts = [0] * len(num_draft_tokens)
+        return SpecDecodeMetadata(none, counts, none, none, none, none, logits_indices=last)
 
     def _asking(self, number: int, anchor: int) -> Asking | None:
         """What to draft for a request; None: nothing, where drafts would be judged wrongly."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
-from d2sd.engines.batches.placement import Placement
+from d2sd.engines.batches.placement import Placement, PlainPass
 from d2sd.engines.batches.walk import walk
 
 
@@ -27,7 +27,7 @@ class TreeSampler(nn.Module):
         super().__init__()
         self.stock = stock
         self.sampler = stock.sampler
-        self.placement: Placement | None = None
+        self.placement: Placement | PlainPass | None = None
 
     def forward(
         self,
@@ -40,8 +40,11 @@ class TreeSampler(nn.Module):
         if placement is None:  # a warm-up of the engine's own
             return self.stock(metadata, draft_probs, logits, sampling_metadata)
         counts = metadata.num_draft_tokens
+        if isinstance(placement, PlainPass):  # which shall cost what it does without us
+            assert not any(counts)
+            return self.sampler(logits=logits, sampling_metadata=sampling_metadata)
         assert [len(placed.tree) - 1 for placed in placement.trees] == counts
-        if not any(counts):  # a plain step shall cost what it does without us
+        if not any(counts):  # nor shall one that reads prompts
             placement.paths = [(0,)] * len(counts)
             return self.sampler(logits=logits, sampling_metadata=sampling_metadata)
         draws = _Draws(self.sampler, logits, counts, sampling_metadata)
