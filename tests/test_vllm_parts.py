@@ -16,9 +16,10 @@ from d2sd.drafters.proposer import NetworkProposer
 from d2sd.engines.batches.hooks import Hook, missing
 from d2sd.engines.batches.pace import Line, Pace
 from d2sd.engines.batches.passes import BatchedNetwork, NewRows, TargetEnds, Wanted
-from d2sd.engines.batches.placement import Placement, Scheduled, place
+from d2sd.engines.batches.placement import Placement, PlainPass, Scheduled, place
 from d2sd.engines.batches.plan import Asking, BatchDrafter, chain_paths
 from d2sd.engines.batches.settings import Settings
+from d2sd.engines.batches.unread import MANY, UnreadPasses
 from d2sd.engines.batches.walk import walk
 from d2sd.engines.vllm.attention import ContextBlocks, TreePass, begin, tree_attention
 from d2sd.engines.vllm.cache_layout import LAYOUTS, fault, unpacked
@@ -48,6 +49,70 @@ def test_nodes_stand_by_depth_and_accepted_rows_move_to_a_plain_continuation():
     assert (sources.tolist(), goals.tolist()) == ([9, 10, 11], [7, 8, 9])
     assert placement.committed_rows(0) == [0, 1, 2, 3]
     assert placement.committed_rows(1) == [4, 5, 6, 9, 10, 11]
+
+
+def test_a_plain_pass_is_a_placement_of_anchors_alone():
+    alone = place([scheduled("a", 0, 1, 20, 9, ()), scheduled("b", 1, 1, 7, 3, ())], {})
+    alone.paths = [(0,), (0,)]
+    plain = PlainPass(["a", "b"], [20, 7])
+    for name in ("rows", "decoding", "accepted"):
+        assert getattr(plain, name) == getattr(alone, name)
+    assert list(plain.forked) == alone.forked
+    features = torch.randn(2, 2, 4)
+    for one, other in zip(unread((plain, features)), unread((alone, features)), strict=True):
+        assert (one.request, one.start) == (other.request, other.start)
+        assert torch.equal(one.features, other.features)
+
+
+def unread(*passes, alive=("a", "b", "c")):
+    kept = UnreadPasses()
+    for placed, features in passes:
+        kept.add(placed, features)
+    found = kept.take(alive)
+    assert kept.take(alive) == []
+    return found
+
+
+def values(found):
+    """What was kept of each request: position -> value."""
+    kept = {}
+    for one in found:
+        for row, value in enumerate(one.features[:, 0, 0].tolist(), one.start):
+            kept.setdefault(one.request, {})[row] = value
+    return kept
+
+
+def test_passes_nobody_drafted_from_are_handed_over_by_request_and_in_order():
+    def rows(*numbers):
+        return torch.tensor(numbers, dtype=torch.float)[:, None, None]
+
+    tree = place([scheduled("b", 0, 1, 10, 5, ()), scheduled("a", 1)], {"a": TREE})
+    tree.paths = [(0,), (0, 3, 5)]
+    passes = [
+        (PlainPass(["a", "b"], [18, 7]), rows(1, 2)),
+        (PlainPass(["a", "b"], [19, 8]), rows(3, 4)),
+        (PlainPass(["b"], [9]), rows(5)),
+        (tree, rows(6, 7, 0, 0, 8, 0, 9, 0)),
+        (PlainPass(["a", "b"], [23, 2]), rows(10, 11)),  # "b" was set back
+        (PlainPass(["a", "c"], [24, 0]), rows(12, 13)),
+    ]
+    found = unread(*passes, alive=("a", "b"))
+    assert values(found) == {
+        "a": {18: 1, 19: 3, 20: 7, 21: 8, 22: 9, 23: 10, 24: 12},
+        "b": {7: 2, 8: 4, 9: 5, 10: 6, 2: 11},
+    }
+    assert [one.start for one in found if one.request == "b"] == [7, 9, 10, 2]
+
+
+def test_unread_passes_do_not_pile_up():
+    kept = UnreadPasses()
+    for start in range(MANY):
+        assert not kept.many
+        kept.add(PlainPass(["a"], [start]), torch.zeros(1, 2, 4))
+    assert kept.many
+    [rows] = kept.take(["a"])
+    assert (rows.start, rows.features.shape) == (0, (MANY, 2, 4))
+    assert not kept.many
 
 
 def test_drafts_cut_short_are_the_tree_s_beginning_and_foreign_ones_a_chain():
@@ -423,6 +488,19 @@ def test_where_drafting_does_not_pay_it_is_tried_for_one_request():
     engine.speed(32)
     assert set(engine.asked[:40]) == {0, 32}
     assert set(engine.asked[40:]) == {0, 1}
+
+
+def test_a_refusal_holds_for_some_steps_and_not_for_fewer_requests():
+    engine = Engine(per_row=0.003)
+    assert engine.speed(64) > 0.97
+    pace, asked = engine.pace, []
+    rates = pace.rates
+    pace.rates = lambda requests: asked.append(requests) or rates(requests)
+    for _ in range(24):
+        pace.first_count(64)
+    assert len(asked) <= 4  # 24 questions, 8 at a time
+    assert pace.first_count(1) == 1
+    assert asked[-1] == 1
 
 
 def test_what_only_drafting_costs_is_not_counted_against_plain_steps():
