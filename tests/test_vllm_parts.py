@@ -516,6 +516,35 @@ def test_what_only_drafting_costs_is_not_counted_against_plain_steps():
     assert plain == pytest.approx(8 / 0.021, rel=0.01)
 
 
+def test_drafting_is_never_taken_to_spare_what_every_step_costs():
+    """A server's steps cost more with many requests; those with drafts were few, and of one."""
+    pace = Pace()
+    for requests, drafting in ((1, 0.01), (16, 0.0)):
+        for _ in range(40):
+            pace.first_count(requests)
+            if drafting:
+                pace.drafted([[0.5]] * requests, [[0.5]] * requests, drafting)
+            pace.scored(requests, 0, 0.02)
+            pace.stepped(0.02, 0.02 + drafting + 0.0005 * requests)
+    plain, drafted = pace.rates(16)
+    assert plain == pytest.approx(16 / 0.028, rel=0.05)
+    assert drafted < 16 * 1.5 / 0.037
+
+
+def test_drafting_is_begun_where_it_clearly_pays_and_kept_up_as_long_as_it_does():
+    pace, promised = Pace(), [1.08]
+    for _ in range(20):
+        pace.first_count(4)
+        pace.drafted([[0.5]] * 4, [[0.5]] * 4, 0.001)
+        pace.scored(4, 0, 0.02)
+    pace.rates = lambda requests: (1.0, promised[0])
+    found = []
+    for promised[0] in (1.0, 1.08, 1.12, 1.08, 1.04, 1.08):
+        pace.asked += 8 - pace.asked % 8  # a refusal holds for some steps
+        found.append(pace.first_count(4) == 4)
+    assert found == [False, False, True, True, False, False]
+
+
 def test_passes_that_are_slow_once_do_not_count():
     assert Engine(per_row=0.001, ready=0.3).speed(1, steps=2000) > 1.4
     assert Engine(per_row=0.001, ready=0.3).speed(4, steps=2000) > 1.3

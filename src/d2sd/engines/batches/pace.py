@@ -108,8 +108,9 @@ PLAIN_EVERY = 64
 """One step of so many is plain, so that the line goes on holding short passes too."""
 AGAIN = 8
 """Steps for which drafting is refused at a time."""
-CLEARLY = 1.05
-"""Times the plain rate that drafting must promise: who begins to draft has all the text to read."""
+CLEARLY, STILL = 1.1, 1.05
+"""Times the plain rate that drafting must promise to be begun, and to go on: who begins has all the
+text to read that nobody drafted from."""
 
 
 @dataclass
@@ -118,6 +119,8 @@ class Pace:
 
     target: Line = field(default_factory=Line)
     """The target's passes without forks: plain steps, and chains as the engine reads them."""
+    plain: Line = field(default_factory=Line)
+    """Those of plain steps alone: they may be few beside the others."""
     forks: Average = field(default_factory=lambda: Average(0.0, 1.0, memory=REMEMBERED))
     """Seconds that a pass takes longer for each request with a tree that has forks."""
     widest: int = 0
@@ -142,10 +145,13 @@ class Pace:
     _forked: set[tuple[int, int]] = field(default_factory=set)
     _refused: tuple[int, int] = (0, 0)
     """From how many requests on drafting does not pay, and up to which step that holds."""
+    _goes_on: bool = False
 
     def scored(self, rows: int, forked: int, seconds: float) -> None:
         """A pass of the target took so long; so many of its requests had trees with forks."""
         self.widest = max(self.widest, rows)
+        if not self._drafting:
+            self.plain.add(rows, seconds)
         if not forked:
             self.target.add(rows, seconds)
         elif (rows, forked) in self._forked:
@@ -166,7 +172,8 @@ class Pace:
     def rates(self, requests: int) -> tuple[float, float]:
         """Tokens a second of so many requests: plain, and with the best drafts to be expected."""
         without, with_drafts = (kind.value for kind in self.between)
-        plain = self.target.at(requests) + without
+        with_drafts = max(with_drafts, without)  # few may have been seen, with fewer requests
+        plain = self._plain(requests) + without
         drafting = with_drafts + self.passes[0].at(requests)
         again = self.again.value if self.again.value > SOME else 0.0
         second = self.passes[1].at(round(again * requests)) if again else 0.0
@@ -174,6 +181,10 @@ class Pace:
             self._best(requests, self.straight, drafting),
             self._best(requests, self.promise, drafting + second + self._price(requests)),
         )
+
+    def _plain(self, requests: int) -> float:
+        """Seconds of a plain step's pass."""
+        return (self.plain if self.plain.weight else self.target).at(requests)
 
     def _price(self, requests: int) -> float:
         """Of forks, in seconds."""
@@ -214,7 +225,8 @@ class Pace:
         if requests >= least and self.asked < until:
             return False
         plain, drafted = self.rates(requests)
-        pays = drafted > CLEARLY * plain
+        pays = drafted > (STILL if self._goes_on else CLEARLY) * plain
+        self._goes_on = pays
         self._refused = (0, 0) if pays else (requests, self.asked + AGAIN)
         return pays
 
@@ -241,7 +253,7 @@ class Pace:
         forks = self._price(forked)
         most = min(len(chances), 2 * max(self.widest, STAIR, requests) - requests)
         wide = [self.target.at(_stair(requests + n)) + forks for n in range(1, most + 1)]
-        seconds = [self.target.at(requests), *wide]
+        seconds = [self._plain(requests), *wide]
         return best_budget(chances[:most], seconds, max(self.rates(requests)), self._share)
 
     def drafted(
