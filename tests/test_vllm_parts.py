@@ -539,7 +539,7 @@ def test_drafting_is_begun_where_it_clearly_pays_and_kept_up_as_long_as_it_does(
         pace.scored(4, 0, 0.02)
     pace.rates = lambda requests: (1.0, promised[0])
     found = []
-    for promised[0] in (1.0, 1.08, 1.12, 1.08, 1.04, 1.08):
+    for promised[0] in (1.0, 1.15, 1.25, 1.15, 1.05, 1.15):
         pace.asked += 8 - pace.asked % 8  # a refusal holds for some steps
         found.append(pace.first_count(4) == 4)
     assert found == [False, False, True, True, False, False]
