@@ -29,7 +29,8 @@ class StepClock:
             target = now - self._begun
             pace.scored(placement.rows, len(placement.forked), target)
             if self._last is not None:
-                pace.stepped(target, now - self._last)
+                requests, accepted = placement.requests, placement.accepted
+                pace.stepped(target, now - self._last, len(requests), accepted)
             if predicted := sum(drafter.predicted.values()):
                 pace.came_true(placement.accepted, predicted)
         self._last = now if decoding else None
