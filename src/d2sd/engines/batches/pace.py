@@ -60,7 +60,7 @@ PLAIN_EVERY = 64
 """One step of so many is plain, so that the line goes on holding short passes too."""
 AGAIN = 8
 """Steps for which drafting is refused at a time."""
-CLEARLY, STILL = 1.15, 1.05
+CLEARLY, STILL = 1.2, 1.1
 """Times the plain rate that drafting must promise to be begun, and to go on: rates leave out that
 who begins has all the text to read that nobody drafted from, and then every new prompt."""
 
