@@ -14,8 +14,7 @@ from d2sd.drafters.merged import MergedDrafter
 from d2sd.drafters.policies import parse_policy
 from d2sd.drafters.proposer import NetworkProposer
 from d2sd.engines.batches.hooks import Hook, missing
-from d2sd.engines.batches.lines import Line
-from d2sd.engines.batches.pace import Pace
+from d2sd.engines.batches.pace import Line, Pace
 from d2sd.engines.batches.passes import BatchedNetwork, NewRows, TargetEnds, Wanted
 from d2sd.engines.batches.placement import Placement, PlainPass, Scheduled, place
 from d2sd.engines.batches.plan import Asking, BatchDrafter, chain_paths
@@ -463,7 +462,7 @@ class Engine:
         target += self.ready * (requests + nodes not in self.sizes)
         self.sizes.add(requests + nodes)
         pace.scored(requests + nodes, 0, target)
-        pace.stepped(target, target + drafting + 0.001, requests, accepted)
+        pace.stepped(target, target + drafting + 0.001)
         if predicted:
             pace.came_true(accepted, predicted)
         self.seconds += target + drafting + 0.001
@@ -512,7 +511,7 @@ def test_what_only_drafting_costs_is_not_counted_against_plain_steps():
             drafting = 0.002
             pace.drafted([[0.5]] * 8, [[0.5]] * 8, drafting)
         pace.scored(8, 0, 0.02)
-        pace.stepped(0.02, 0.02 + drafting + (0.005 if drafting else 0.001), 8, 0)
+        pace.stepped(0.02, 0.02 + drafting + (0.005 if drafting else 0.001))
     plain, _ = pace.rates(8)
     assert plain == pytest.approx(8 / 0.021, rel=0.01)
 
@@ -526,7 +525,7 @@ def test_drafting_is_never_taken_to_spare_what_every_step_costs():
             if drafting:
                 pace.drafted([[0.5]] * requests, [[0.5]] * requests, drafting)
             pace.scored(requests, 0, 0.02)
-            pace.stepped(0.02, 0.02 + drafting + 0.0005 * requests, requests, 0)
+            pace.stepped(0.02, 0.02 + drafting + 0.0005 * requests)
     plain, drafted = pace.rates(16)
     assert plain == pytest.approx(16 / 0.028, rel=0.05)
     assert drafted < 16 * 1.5 / 0.037
@@ -544,30 +543,6 @@ def test_drafting_is_begun_where_it_clearly_pays_and_kept_up_as_long_as_it_does(
         pace.asked += 8 - pace.asked % 8  # a refusal holds for some steps
         found.append(pace.first_count(4) == 4)
     assert found == [False, False, True, True, False, False]
-
-
-def test_what_drafting_brought_so_many_requests_counts_more_than_what_was_foreseen():
-    pace = Pace()
-    for _ in range(20):
-        pace.first_count(4)
-        pace.drafted([[0.5]] * 4, [[0.5]] * 4, 0.001)
-        pace.scored(4, 0, 0.02)
-    pace._foreseen = lambda requests: (100.0, 150.0)
-    asked = []
-    for _ in range(12):  # 18 tokens in 0.2 s, where 30 were foreseen
-        asked.append(pace.first_count(16))
-        if asked[-1]:
-            pace.drafted([[0.5]] * 16, [[0.5]] * 16, 0.01)
-        pace.scored(64, 0, 0.19)
-        pace.stepped(0.19, 0.2, 16, 2)
-    assert (asked[0], asked[-1]) == (16, 0)
-    assert pace.rates(16)[1] < 110
-    assert pace.rates(1)[1] == 150
-    spent = pace.rates(16)[1]
-    pace.probes.elapsed = 1e6
-    for _ in range(100):  # tries: what was once is forgotten
-        pace.first_count(16)
-    assert pace.rates(16)[1] > spent + 20
 
 
 def test_passes_that_are_slow_once_do_not_count():

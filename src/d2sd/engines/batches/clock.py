@@ -29,8 +29,7 @@ class StepClock:
             target = now - self._begun
             pace.scored(placement.rows, len(placement.forked), target)
             if self._last is not None:
-                requests, accepted = placement.requests, placement.accepted
-                pace.stepped(target, now - self._last, len(requests), accepted)
+                pace.stepped(target, now - self._last)
             if predicted := sum(drafter.predicted.values()):
                 pace.came_true(placement.accepted, predicted)
         self._last = now if decoding else None

@@ -13,7 +13,55 @@ from dataclasses import dataclass, field
 
 from d2sd.drafters.hits import Average
 from d2sd.drafters.planner import Choice, Probes, best_budget, second_rows
-from d2sd.engines.batches.lines import OUTLIER, Line
+
+FORGET = 0.98
+
+
+@dataclass
+class Line:
+    """Seconds of a pass by its rows, a straight line through what was measured of late.
+
+    While all passes have one size they say nothing of a row's price, so the last one known stays.
+    The first pass of a size isn't counted: kernels are made ready in it.
+    """
+
+    weight: float = 0.0
+    rows: float = 0.0
+    seconds: float = 0.0
+    squares: float = 0.0
+    products: float = 0.0
+    per_row: float = 0.0
+    sizes: set[int] = field(default_factory=set)
+
+    def add(self, rows: int, seconds: float) -> None:
+        """A pass over so many rows took so long; much longer than expected counts in part."""
+        if rows not in self.sizes:
+            self.sizes.add(rows)
+            return
+        if self.weight > 4:
+            seconds = min(seconds, OUTLIER * max(self.at(rows), 1e-6))
+        for name, value in (
+            ("weight", 1.0),
+            ("rows", rows),
+            ("seconds", seconds),
+            ("squares", rows * rows),
+            ("products", rows * seconds),
+        ):
+            setattr(self, name, FORGET * getattr(self, name) + value)
+        mean = self.rows / self.weight
+        spread = self.squares / self.weight - mean * mean
+        both = self.products / self.weight - mean * self.seconds / self.weight
+        self.per_row = max((both + self.per_row) / (spread + 1.0), 0.0)
+
+    def at(self, rows: int) -> float:
+        """The seconds that a pass over so many rows should take."""
+        if not self.weight:
+            return 0.0
+        level = self.seconds / self.weight
+        return max(level + self.per_row * (rows - self.rows / self.weight), 0.1 * level)
+
+
+OUTLIER = 3.0
 
 
 @dataclass
@@ -91,13 +139,8 @@ class Pace:
     """Accepted over predicted tokens."""
     lift: Average = field(default_factory=lambda: Average(2.0, 2.0))
     """Tokens' worth that a second pass adds before its price, for anchors of mass 1."""
-    experience: dict[int, Average] = field(default_factory=dict)
-    """Tokens of steps with drafts over what `_foreseen` said, by the number of requests: prices
-    are learned from all of them, and for many more or fewer they are off."""
     probes: Probes = field(default_factory=Probes)
     asked: int = 0
-    _foresaw: float = 0.0
-    """Tokens a second, of the step that is drafted for all requests; 0: of none."""
     _drafting: float = 0.0
     _forked: set[tuple[int, int]] = field(default_factory=set)
     _refused: tuple[int, int] = (0, 0)
@@ -115,21 +158,12 @@ class Pace:
             self.forks.add(seconds - self.target.at(rows), float(forked))
         self._forked.add((rows, forked))  # as of lines, the first of a size isn't counted
 
-    def stepped(self, target: float, seconds: float, requests: int, accepted: int) -> None:
-        """A step of decoding took so long in all, the target's pass `target` of it.
-
-        `accepted` drafted tokens of all `requests` came true.
-        """
+    def stepped(self, target: float, seconds: float) -> None:
+        """A step of decoding took so long in all, the target's pass `target` of it."""
         rest = seconds - target - self._drafting
-        rest = min(max(rest, 0.0), OUTLIER * target)  # an engine may have slept
-        self.between[self._drafting > 0].add(rest)
+        between = self.between[self._drafting > 0]
+        between.add(min(max(rest, 0.0), OUTLIER * target))  # an engine may have slept
         self.probes.elapsed += seconds
-        if self._foresaw and requests:
-            foreseen = self._foresaw * (target + self._drafting + rest)
-            self._experience(requests).add((requests + accepted) / requests, foreseen / requests)
-
-    def _experience(self, requests: int) -> Average:
-        return self.experience.setdefault(requests.bit_length(), Average(4.0, 4.0))
 
     def came_true(self, accepted: int, predicted: float) -> None:
         """So many drafted tokens were accepted where so many were expected."""
@@ -137,11 +171,6 @@ class Pace:
 
     def rates(self, requests: int) -> tuple[float, float]:
         """Tokens a second of so many requests: plain, and with the best drafts to be expected."""
-        plain, drafted = self._foreseen(requests)
-        return plain, drafted * self._experience(requests).within(0.5, 1.0)
-
-    def _foreseen(self, requests: int) -> tuple[float, float]:
-        """The same by prices and promises alone."""
         without, with_drafts = (kind.value for kind in self.between)
         with_drafts = max(with_drafts, without)  # few may have been seen, with fewer requests
         plain = self._plain(requests) + without
@@ -177,7 +206,7 @@ class Pace:
         """For how many requests to draft: for all, where that pays; else now and then for one, to
         know when it does. Now and then for none, to know that too."""
         self.asked += 1
-        self._drafting = self._foresaw = 0.0
+        self._drafting = 0.0
         if not self.target.weight or self.asked % PLAIN_EVERY == 0:
             return 0
         if self.promise.weight < TRIED or self.passes[0].weight < TRIED / 2:
@@ -188,7 +217,6 @@ class Pace:
             return 0
         self.promise.age()
         self.straight.age()
-        self._experience(requests).add(0.5, 0.5)  # it may be another text by now
         return 1
 
     def _pays(self, requests: int) -> bool:
@@ -199,7 +227,6 @@ class Pace:
         plain, drafted = self.rates(requests)
         pays = drafted > (STILL if self._goes_on else CLEARLY) * plain
         self._goes_on = pays
-        self._foresaw = pays * self._foreseen(requests)[1]
         self._refused = (0, 0) if pays else (requests, self.asked + AGAIN)
         return pays
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from d2sd.engines.batches.clock import StepClock
-from d2sd.engines.batches.lines import Line
+from d2sd.engines.batches.pace import Line
 from d2sd.engines.batches.passes import NewRows
 from d2sd.engines.batches.placement import PlacedTree, Placement
 from d2sd.engines.batches.plan import Asking, BatchDrafter
