@@ -3,21 +3,17 @@
 import random
 import sys
 import types
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from d2sd.drafters.best_first import RankedRow
-from d2sd.drafters.hits import Average
 from d2sd.drafters.merged import MergedDrafter
 from d2sd.drafters.policies import parse_policy
 from d2sd.drafters.proposer import NetworkProposer
 from d2sd.engines.batches.hooks import Hook, missing
-from d2sd.engines.batches.pace import Line, Pace
 from d2sd.engines.batches.passes import BatchedNetwork, NewRows, TargetEnds, Wanted
 from d2sd.engines.batches.placement import Placement, PlainPass, Scheduled, place
-from d2sd.engines.batches.plan import Asking, BatchDrafter, chain_paths
+from d2sd.engines.batches.plan import Asking, BatchDrafter
 from d2sd.engines.batches.settings import Settings
 from d2sd.engines.batches.unread import MANY, UnreadPasses
 from d2sd.engines.batches.walk import walk
@@ -372,7 +368,7 @@ def test_a_gap_in_what_was_seen_drops_the_rows_before_it():
     wanted = [Wanted("long", [(8,)], 7, 0.0)]
     assert late.ready("long", 7)
     after, before = (one.propose(wanted, 5)["long"].probs for one in (late, fresh))
-    assert torch.equal(after, before)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-9)  # sums over other row counts
 
 
 def asking(name, **changes):
@@ -418,202 +414,6 @@ def test_ranks_that_agree_run_the_same_passes():
     assert said[0] == 1
     assert said[-1][1] == trees
     assert len(said) == 3  # for how many to draft, what second rows keep, the trees
-
-
-def test_a_line_finds_what_a_row_costs():
-    line = Line()
-    for rows in (1, 8, 24, 3, 1, 8, 24, 8, 3):
-        line.add(rows, 0.1 + 0.01 * rows)
-    assert line.at(16) == pytest.approx(0.26, rel=0.05)
-    assert line.at(1) == pytest.approx(0.11, rel=0.1)
-
-
-@dataclass
-class Engine:
-    """An engine whose passes take `start + per_row` × rows seconds, and a pace that learns them."""
-
-    per_row: float
-    start: float = 0.03
-    drafting: float = 0.01
-    chances: tuple[float, ...] = (0.6, 0.4, 0.3, 0.2, 0.1, 0.05)
-    ready: float = 0.0
-    """What the first pass of a size takes longer."""
-
-    def __post_init__(self):
-        self.sizes = set()
-        self.pace, self.rng, self.seconds, self.drafts = Pace(), random.Random(1), 0.0, 0
-        self.asked = []
-
-    def step(self, requests):
-        """One step of so many requests; the tokens it emits."""
-        pace, nodes, drafting, predicted = self.pace, 0, 0.0, 0.0
-        asking = pace.first_count(requests)
-        self.asked.append(asking)
-        ranked = sorted(self.chances * asking, reverse=True)
-        if asking:
-            drafting = self.drafting + 1e-4 * asking
-            choice = pace.budget(ranked, requests, asking)
-            pace.drafted([self.chances] * asking, [], drafting)
-            nodes, self.drafts = choice.count, self.drafts + 1
-        ranked = ranked[:nodes]
-        accepted = sum(self.rng.random() < chance for chance in ranked)
-        predicted = sum(ranked)
-        target = self.start + self.per_row * (requests + nodes)
-        target += self.ready * (requests + nodes not in self.sizes)
-        self.sizes.add(requests + nodes)
-        pace.scored(requests + nodes, 0, target)
-        pace.stepped(target, target + drafting + 0.001)
-        if predicted:
-            pace.came_true(accepted, predicted)
-        self.seconds += target + drafting + 0.001
-        return requests + accepted
-
-    def speed(self, requests, steps=600):
-        """Tokens a second, over that of plain decoding."""
-        start = self.seconds
-        emitted = sum(self.step(requests) for _ in range(steps))
-        plain = requests / (self.start + self.per_row * requests + 0.001)
-        return emitted / (self.seconds - start) / plain
-
-
-@pytest.mark.parametrize("requests", [1, 8, 32])
-def test_a_batch_never_falls_behind_plain_decoding_for_long(requests):
-    assert Engine(per_row=0.003).speed(requests) > 0.97
-    assert Engine(per_row=0.05, drafting=0.5).speed(requests) > 0.9  # eight dear tries in it
-    assert Engine(per_row=1e-5).speed(requests) > 1.6
-
-
-def test_where_drafting_does_not_pay_it_is_tried_for_one_request():
-    engine = Engine(per_row=0.05, drafting=0.5)
-    engine.speed(32)
-    assert set(engine.asked[:40]) == {0, 32}
-    assert set(engine.asked[40:]) == {0, 1}
-
-
-def test_a_refusal_holds_for_some_steps_and_not_for_fewer_requests():
-    engine = Engine(per_row=0.003)
-    assert engine.speed(64) > 0.97
-    pace, asked = engine.pace, []
-    rates = pace.rates
-    pace.rates = lambda requests: asked.append(requests) or rates(requests)
-    for _ in range(24):
-        pace.first_count(64)
-    assert len(asked) <= 4  # 24 questions, 8 at a time
-    assert pace.first_count(1) == 1
-    assert asked[-1] == 1
-
-
-def test_what_only_drafting_costs_is_not_counted_against_plain_steps():
-    pace = Pace()
-    for step in range(40):
-        drafting = 0.0
-        if pace.first_count(8) and step % 2:
-            drafting = 0.002
-            pace.drafted([[0.5]] * 8, [[0.5]] * 8, drafting)
-        pace.scored(8, 0, 0.02)
-        pace.stepped(0.02, 0.02 + drafting + (0.005 if drafting else 0.001))
-    plain, _ = pace.rates(8)
-    assert plain == pytest.approx(8 / 0.021, rel=0.01)
-
-
-def test_drafting_is_never_taken_to_spare_what_every_step_costs():
-    """A server's steps cost more with many requests; those with drafts were few, and of one."""
-    pace = Pace()
-    for requests, drafting in ((1, 0.01), (16, 0.0)):
-        for _ in range(40):
-            pace.first_count(requests)
-            if drafting:
-                pace.drafted([[0.5]] * requests, [[0.5]] * requests, drafting)
-            pace.scored(requests, 0, 0.02)
-            pace.stepped(0.02, 0.02 + drafting + 0.0005 * requests)
-    plain, drafted = pace.rates(16)
-    assert plain == pytest.approx(16 / 0.028, rel=0.05)
-    assert drafted < 16 * 1.5 / 0.037
-
-
-def test_drafting_is_begun_where_it_clearly_pays_and_kept_up_as_long_as_it_does():
-    pace, promised = Pace(), [1.08]
-    for _ in range(20):
-        pace.first_count(4)
-        pace.drafted([[0.5]] * 4, [[0.5]] * 4, 0.001)
-        pace.scored(4, 0, 0.02)
-    pace.rates = lambda requests: (1.0, promised[0])
-    found = []
-    for promised[0] in (1.0, 1.15, 1.25, 1.15, 1.05, 1.15):
-        pace.asked += 8 - pace.asked % 8  # a refusal holds for some steps
-        found.append(pace.first_count(4) == 4)
-    assert found == [False, False, True, True, False, False]
-
-
-def test_passes_that_are_slow_once_do_not_count():
-    assert Engine(per_row=0.001, ready=0.3).speed(1, steps=2000) > 1.4
-    assert Engine(per_row=0.001, ready=0.3).speed(4, steps=2000) > 1.3
-
-
-def test_what_pays_for_one_request_is_left_for_many_and_taken_up_again_at_once():
-    engine = Engine(per_row=0.003)
-    assert engine.speed(1) > 1.3
-    before = engine.drafts
-    assert engine.speed(64) > 0.98
-    assert engine.drafts - before < 30
-    assert engine.speed(1, steps=60) > 1.3
-
-
-def test_drafts_that_stopped_coming_true_are_tried_again_in_half_a_percent_of_the_time():
-    engine = Engine(per_row=0.003, chances=(0.01,))
-    engine.speed(1)
-    before = engine.drafts
-    engine.speed(1, steps=2000)
-    assert 0 < engine.drafts - before < 40
-    engine.chances = (0.9, 0.8, 0.7)
-    assert engine.speed(1, steps=4000) > 1.2
-
-
-def test_a_chain_is_taken_where_forks_cost_more_than_they_bring():
-    pace = Pace()
-    for rows in (2, 16, 2, 16):
-        pace.scored(rows, 0, 0.02 + 0.0005 * rows)
-    for _ in range(50):
-        pace.scored(16, 2, 0.05 + 0.0005 * 16)
-    assert pace.forks.value == pytest.approx(0.015, rel=0.1)
-    tree, chain = [0.6, 0.5, 0.4, 0.3, 0.2] * 2, [0.6, 0.4, 0.2] * 2
-    choices = [
-        pace.budget(sorted(one, reverse=True), 2, 2 * (one is tree)) for one in (tree, chain)
-    ]
-    assert choices[1].value > choices[0].value
-    assert choices[1].count == 6
-
-
-def test_a_row_s_chain_is_its_best_tokens_one_after_the_other():
-    row = RankedRow((), [[4, 5], [6, 7]], [[0.5, 0.3], [0.4, 0.2]], "first")
-    paths = chain_paths(row)
-    assert paths.chances == (0.5, 0.2)
-    assert paths.tree(9) == TokenTree((9, 4, 6), (-1, 0, 1), ("anchor", "first", "first"))
-
-
-def test_passes_grow_twofold_at_most_so_that_no_price_is_a_mere_guess():
-    engine = Engine(per_row=1e-6, chances=(0.5,) * 24)
-    widest = []
-    for _ in range(8):
-        engine.step(4)
-        widest.append(engine.pace.widest)
-    assert widest == [4, 4, 16, 32, 64, 100, 100, 100]  # the second one measures plain steps
-
-
-def test_a_dear_row_shrinks_the_trees_of_all_to_nothing_and_a_cheap_one_lets_them_grow():
-    counts = []
-    for per_row in (1e-6, 1e-3, 1e-1):
-        engine = Engine(per_row)
-        engine.speed(8)
-        engine.pace.kept = Average(1.0, 1.0)
-        chances = sorted([0.7, 0.6, 0.3, 0.1, 0.02] * 8, reverse=True)
-        counts.append(engine.pace.budget(chances, 8, 8).count)
-    assert counts[0] > counts[1] > counts[2]
-    assert (counts[0], counts[2]) == (40, 0)
-
-
-def test_the_first_steps_are_plain_so_that_their_price_is_known():
-    assert Pace().first_count(3) == 0
 
 
 def test_settings_are_read_or_refused_in_one_sentence():

@@ -24,12 +24,15 @@ class StepClock:
     def scored(self, placement: Placement | PlainPass, drafter: BatchDrafter) -> None:
         """The target's pass was walked."""
         pace, now = drafter.pace, self._now()
-        decoding = placement.decoding
-        if pace is not None and decoding:
-            target = now - self._begun
+        decoding, requests = placement.decoding, placement.requests
+        target = now - self._begun if decoding else None
+        if pace is not None and target is not None:
             pace.scored(placement.rows, len(placement.forked), target)
             if self._last is not None:
-                pace.stepped(target, now - self._last)
+                pace.stepped(len(requests), target, now - self._last)
             if predicted := sum(drafter.predicted.values()):
                 pace.came_true(placement.accepted, predicted)
+        if pace is not None:
+            forked = len(placement.forked)
+            pace.compared(len(requests), placement.rows, forked, placement.accepted, target)
         self._last = now if decoding else None

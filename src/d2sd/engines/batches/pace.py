@@ -13,55 +13,8 @@ from dataclasses import dataclass, field
 
 from d2sd.drafters.hits import Average
 from d2sd.drafters.planner import Choice, Probes, best_budget, second_rows
-
-FORGET = 0.98
-
-
-@dataclass
-class Line:
-    """Seconds of a pass by its rows, a straight line through what was measured of late.
-
-    While all passes have one size they say nothing of a row's price, so the last one known stays.
-    The first pass of a size isn't counted: kernels are made ready in it.
-    """
-
-    weight: float = 0.0
-    rows: float = 0.0
-    seconds: float = 0.0
-    squares: float = 0.0
-    products: float = 0.0
-    per_row: float = 0.0
-    sizes: set[int] = field(default_factory=set)
-
-    def add(self, rows: int, seconds: float) -> None:
-        """A pass over so many rows took so long; much longer than expected counts in part."""
-        if rows not in self.sizes:
-            self.sizes.add(rows)
-            return
-        if self.weight > 4:
-            seconds = min(seconds, OUTLIER * max(self.at(rows), 1e-6))
-        for name, value in (
-            ("weight", 1.0),
-            ("rows", rows),
-            ("seconds", seconds),
-            ("squares", rows * rows),
-            ("products", rows * seconds),
-        ):
-            setattr(self, name, FORGET * getattr(self, name) + value)
-        mean = self.rows / self.weight
-        spread = self.squares / self.weight - mean * mean
-        both = self.products / self.weight - mean * self.seconds / self.weight
-        self.per_row = max((both + self.per_row) / (spread + 1.0), 0.0)
-
-    def at(self, rows: int) -> float:
-        """The seconds that a pass over so many rows should take."""
-        if not self.weight:
-            return 0.0
-        level = self.seconds / self.weight
-        return max(level + self.per_row * (rows - self.rows / self.weight), 0.1 * level)
-
-
-OUTLIER = 3.0
+from d2sd.engines.batches.experience import SHARE, Experience
+from d2sd.engines.batches.prices import OUTLIER, STAIR, Line, stair
 
 
 @dataclass
@@ -91,14 +44,6 @@ class Promise:
         return [value / self.weight for value in self.sums]
 
 
-STAIR = 8
-"""Rows that a pass grows by."""
-
-
-def _stair(rows: int) -> int:
-    return -(-rows // STAIR) * STAIR
-
-
 REMEMBERED = 64
 SOME = 0.05
 """Redrafted rows a request below which steps go without a second pass."""
@@ -108,9 +53,9 @@ PLAIN_EVERY = 64
 """One step of so many is plain, so that the line goes on holding short passes too."""
 AGAIN = 8
 """Steps for which drafting is refused at a time."""
-CLEARLY, STILL = 1.2, 1.1
-"""Times the plain rate that drafting must promise to be begun, and to go on: rates leave out that
-who begins has all the text to read that nobody drafted from, and then every new prompt."""
+CLEARLY, STILL = 1.05, 1.0
+"""Times the plain rate that drafting must promise to be begun, and to go on: who begins has all the
+text to read that nobody drafted from."""
 
 
 @dataclass
@@ -139,10 +84,17 @@ class Pace:
     """Accepted over predicted tokens."""
     lift: Average = field(default_factory=lambda: Average(2.0, 2.0))
     """Tokens' worth that a second pass adds before its price, for anchors of mass 1."""
-    probes: Probes = field(default_factory=Probes)
+    probes: Probes = field(default_factory=lambda: Probes(SHARE))
+    experiences: dict[int, Experience] = field(default_factory=dict)
+    """By the size of the batch, sizes growing twofold: what many requests lose isn't made up for by
+    what one gains."""
     asked: int = 0
     _drafting: float = 0.0
+    _for_all: bool = False
+    """Whether the last drafts were more than a try."""
     _forked: set[tuple[int, int]] = field(default_factory=set)
+    _new_size: bool = False
+    """Whether the last pass was the first one of its size."""
     _refused: tuple[int, int] = (0, 0)
     """From how many requests on drafting does not pay, and up to which step that holds."""
     _goes_on: bool = False
@@ -150,29 +102,58 @@ class Pace:
     def scored(self, rows: int, forked: int, seconds: float) -> None:
         """A pass of the target took so long; so many of its requests had trees with forks."""
         self.widest = max(self.widest, rows)
+        self._new_size = (rows, forked) not in self._forked
         if not self._drafting:
             self.plain.add(rows, seconds)
         if not forked:
             self.target.add(rows, seconds)
-        elif (rows, forked) in self._forked:
+        elif not self._new_size:
             self.forks.add(seconds - self.target.at(rows), float(forked))
         self._forked.add((rows, forked))  # as of lines, the first of a size isn't counted
 
-    def stepped(self, target: float, seconds: float) -> None:
+    def stepped(self, requests: int, target: float, seconds: float) -> None:
         """A step of decoding took so long in all, the target's pass `target` of it."""
         rest = seconds - target - self._drafting
         between = self.between[self._drafting > 0]
         between.add(min(max(rest, 0.0), OUTLIER * target))  # an engine may have slept
+        if not self._drafting and not self._new_size:
+            expected = self._plain(requests) + between.value
+            self.experience(requests).plain.add(min(seconds, OUTLIER * expected) / expected)
         self.probes.elapsed += seconds
+
+    def compared(
+        self, requests: int, rows: int, forked: int, accepted: int, seconds: float | None
+    ) -> None:
+        """The last drafts' pass, and what was accepted of them, are experience.
+
+        `seconds` of the pass: None where it read prompts too.
+        """
+        if not self._for_all or not self._drafting:
+            return
+        expected = self.target.at(rows) + self._price(forked)
+        if seconds is None or self._new_size:
+            seconds = expected
+        spent = self._drafting + min(seconds, OUTLIER * expected) + self._between[1]
+        rates = self._foreseen(requests)
+        self.experience(requests).drafted(requests, requests + accepted, spent, rates)
 
     def came_true(self, accepted: int, predicted: float) -> None:
         """So many drafted tokens were accepted where so many were expected."""
         self.kept.add(float(accepted), predicted)
 
+    def experience(self, requests: int) -> Experience:
+        """Of batches about as large."""
+        return self.experiences.setdefault(requests.bit_length(), Experience())
+
     def rates(self, requests: int) -> tuple[float, float]:
         """Tokens a second of so many requests: plain, and with the best drafts to be expected."""
-        without, with_drafts = (kind.value for kind in self.between)
-        with_drafts = max(with_drafts, without)  # few may have been seen, with fewer requests
+        plain, drafted = self._foreseen(requests)
+        known = self.experience(requests)
+        return plain / known.plain.value, drafted * known.brought.value
+
+    def _foreseen(self, requests: int) -> tuple[float, float]:
+        """The same by what passes cost and trees promise."""
+        without, with_drafts = self._between
         plain = self._plain(requests) + without
         drafting = with_drafts + self.passes[0].at(requests)
         again = self.again.value if self.again.value > SOME else 0.0
@@ -181,6 +162,11 @@ class Pace:
             self._best(requests, self.straight, drafting),
             self._best(requests, self.promise, drafting + second + self._price(requests)),
         )
+
+    @property
+    def _between(self) -> tuple[float, float]:
+        without, with_drafts = (kind.value for kind in self.between)
+        return without, max(with_drafts, without)  # few may have been seen, with fewer requests
 
     def _plain(self, requests: int) -> float:
         """Seconds of a plain step's pass."""
@@ -194,7 +180,7 @@ class Pace:
         emitted, best = float(requests), 0.0
         for nodes, chance in enumerate(promise.chances, 1):
             emitted += requests * chance * self._share
-            seconds = price + self.target.at(_stair(requests * (1 + nodes)))
+            seconds = price + self.target.at(stair(requests * (1 + nodes)))
             best = max(best, emitted / max(seconds, 1e-6))
         return best
 
@@ -207,11 +193,12 @@ class Pace:
         know when it does. Now and then for none, to know that too."""
         self.asked += 1
         self._drafting = 0.0
+        tries = self.experience(requests).tries()
         if not self.target.weight or self.asked % PLAIN_EVERY == 0:
             return 0
-        if self.promise.weight < TRIED or self.passes[0].weight < TRIED / 2:
-            return requests
-        if self._pays(requests):
+        known = self.promise.weight >= TRIED and self.passes[0].weight >= TRIED / 2
+        self._for_all = not known or tries or self._pays(requests)
+        if self._for_all:
             return requests
         if not self.probes.take(self.passes[0].at(1) + self.target.at(requests)):
             return 0
@@ -222,7 +209,7 @@ class Pace:
     def _pays(self, requests: int) -> bool:
         """A no holds for some steps, and for more requests: working it out costs time as well."""
         least, until = self._refused
-        if requests >= least and self.asked < until:
+        if self.experience(requests).given_up or (requests >= least and self.asked < until):
             return False
         plain, drafted = self.rates(requests)
         pays = drafted > (STILL if self._goes_on else CLEARLY) * plain
@@ -252,7 +239,7 @@ class Pace:
         """
         forks = self._price(forked)
         most = min(len(chances), 2 * max(self.widest, STAIR, requests) - requests)
-        wide = [self.target.at(_stair(requests + n)) + forks for n in range(1, most + 1)]
+        wide = [self.target.at(stair(requests + n)) + forks for n in range(1, most + 1)]
         seconds = [self._plain(requests), *wide]
         return best_budget(chances[:most], seconds, max(self.rates(requests)), self._share)
 

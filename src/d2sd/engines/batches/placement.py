@@ -52,6 +52,11 @@ class Placement:
         self.forked = [placed for placed in self.trees if placed.forked]
 
     @property
+    def requests(self) -> Sequence[str]:
+        """Of the batch, in its order."""
+        return [placed.request for placed in self.trees]
+
+    @property
     def decoding(self) -> bool:
         """Whether no request reads any of its prompt."""
         return all(placed.row == placed.first_row for placed in self.trees)

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from d2sd.engines.batches.clock import StepClock
-from d2sd.engines.batches.pace import Line
 from d2sd.engines.batches.passes import NewRows
 from d2sd.engines.batches.placement import PlacedTree, Placement
 from d2sd.engines.batches.plan import Asking, BatchDrafter
+from d2sd.engines.batches.prices import Line
 from d2sd.engines.sglang.layout import path_of
 from d2sd.tree import TokenTree
 

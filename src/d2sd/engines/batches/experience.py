@@ -1,0 +1,75 @@
+"""What drafting really brought a batch: it corrects what was foreseen, and ends what loses.
+
+A rate that was worked out can be wrong: its prices were learned with fewer requests, its chances do
+not hold together, somebody's prompt was still to be read. The seconds a step took and the tokens
+it emitted can't be. So every step that drafted for all requests is compared with what was foreseen
+and with a plain step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from d2sd.drafters.hits import Average
+
+SHARE = 0.0025
+"""Of the time that drafting may lose in the long run."""
+MOST = 16.0
+"""Plain steps' worth that it may be behind: some sentences' drafts don't come true."""
+SAVED = 32.0
+"""Plain steps' worth of gains that stand against losses."""
+TRIAL = 8
+"""Steps for which drafting is tried, whatever is foreseen."""
+PAUSE = 256
+"""Steps without drafts before it is tried again."""
+SOON = 32
+"""The same, as long as gains can pay for it."""
+
+
+@dataclass
+class Experience:
+    """Of drafting for about one number of requests. A plain step's time is the unit of losses."""
+
+    plain: Average = field(default_factory=lambda: Average(1.0, 1.0, memory=16))
+    """Seconds of plain steps, over what they were expected to take."""
+    brought: Average = field(default_factory=lambda: Average(4.0, 4.0, memory=32))
+    """Tokens of drafted steps, over those foreseen for the time they took."""
+    behind: float = 0.0
+    """What drafting has lost; less than nothing, where it has gained."""
+    given_up: bool = False
+    """From a loss of `MOST` until the time that may be lost has paid for it."""
+    _trial: int = 0
+    _paused: int = PAUSE
+
+    def tries(self) -> bool:
+        """Whether to draft in this step although it doesn't seem to pay.
+
+        Once at the beginning, then after a pause, as long as nothing is lost that isn't paid for.
+        """
+        self._paused += 1
+        if self.behind > 0.0:
+            self._fall(SHARE)
+        enough = SOON if self.behind < 0.0 else PAUSE
+        if self._paused > enough and self.behind <= 0.0:
+            self._trial, self._paused = TRIAL, 0
+        self._trial -= 1
+        return self._trial >= 0 and not self.given_up
+
+    def drafted(
+        self, requests: int, emitted: int, spent: float, rates: tuple[float, float]
+    ) -> None:
+        """A drafted step emitted so many tokens of so many requests and took `spent` seconds.
+
+        `rates` were foreseen, in tokens a second: of plain steps, and of drafted ones.
+        """
+        self._paused = 0
+        plain, with_drafts = rates
+        if with_drafts > 0.0:
+            self.brought.add(emitted / max(with_drafts * spent, 1e-6))
+        steps = spent * plain / (requests * self.plain.value)
+        self._fall(emitted / requests - steps)
+        self.given_up = self.given_up or self.behind > MOST
+
+    def _fall(self, steps: float) -> None:
+        self.behind = max(self.behind - steps, -SAVED)
+        self.given_up = self.given_up and self.behind > 0.0
