@@ -302,3 +302,9 @@ def test_a_dear_row_shrinks_the_trees_of_all_to_nothing_and_a_cheap_one_lets_the
 
 def test_the_first_steps_are_plain_so_that_their_price_is_known():
     assert Pace().first_count(3) == 0
+
+
+def test_one_slow_step_is_not_the_end_of_drafting():
+    known = Experience()
+    known.drafted(requests=1, emitted=1, spent=30.0, rates=(50.0, 50.0))
+    assert (known.behind, known.given_up) == (7.0, False)

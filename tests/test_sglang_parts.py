@@ -11,8 +11,9 @@ import torch
 
 from d2sd.drafters.checkpoint import load_network
 from d2sd.drafters.policies import parse_policy
+from d2sd.engines.batches.batch_pass import TargetEnds
 from d2sd.engines.batches.hooks import Hook
-from d2sd.engines.batches.passes import BatchedNetwork, TargetEnds
+from d2sd.engines.batches.passes import BatchedNetwork
 from d2sd.engines.batches.plan import BatchDrafter
 from d2sd.engines.sglang.arguments import settle
 from d2sd.engines.sglang.ends import NEEDED, LoadedEnds

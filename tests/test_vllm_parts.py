@@ -10,8 +10,9 @@ import torch
 from d2sd.drafters.merged import MergedDrafter
 from d2sd.drafters.policies import parse_policy
 from d2sd.drafters.proposer import NetworkProposer
+from d2sd.engines.batches.batch_pass import TargetEnds
 from d2sd.engines.batches.hooks import Hook, missing
-from d2sd.engines.batches.passes import BatchedNetwork, NewRows, TargetEnds, Wanted
+from d2sd.engines.batches.passes import BatchedNetwork, NewRows, Wanted
 from d2sd.engines.batches.placement import Placement, PlainPass, Scheduled, place
 from d2sd.engines.batches.plan import Asking, BatchDrafter
 from d2sd.engines.batches.settings import Settings
@@ -361,7 +362,7 @@ def test_a_request_read_anew_forgets_what_no_longer_holds():
 
 def test_a_gap_in_what_was_seen_drops_the_rows_before_it():
     _, _, (late, fresh) = networks()
-    fresh._network = late._network
+    fresh._pass = late._pass
     rows = features("long")
     late.read([NewRows("long", 0, torch.ones(2, 2, 32)), NewRows("long", 4, rows[4:])])
     fresh.read([NewRows("long", 4, rows[4:])])

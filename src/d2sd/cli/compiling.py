@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
 from d2sd.cli.terminal import note
 from d2sd.session import Session
 from d2sd.tuning.packages import compile_all, use_compiled
-
-CANNOT_COMPILE = (TorchDynamoException, InductorError, CppCompileError, InvalidCxxCompiler)
+from d2sd.tuning.refusals import CANNOT_COMPILE
 
 
 def compile_session(session: Session) -> None:

@@ -112,14 +112,21 @@ def compile_draft(network: DraftNetwork, head: nn.Module, folder: Path) -> None:
             Drafting(network, head), example, dynamic_shapes=free, strict=False
         )
         compile_program(program, folder / DRAFT, device)
-        features = embeds.new_zeros(5, len(config.taps), config.hidden_size)
+    compile_reading(network, folder)
+
+
+def compile_reading(network: DraftNetwork, folder: Path) -> None:
+    """Write the compiled reading of context rows alone; raises as `compile_draft` does."""
+    config, weight, auto = network.config, network.fc.weight, Dim.AUTO
+    features = weight.new_zeros(5, len(config.taps), config.hidden_size)
+    with torch.no_grad():
         program = torch.export.export(
             Reading(network),
-            (features, torch.arange(5, device=device)),
+            (features, torch.arange(5, device=weight.device)),
             dynamic_shapes=({0: auto}, {0: auto}),
             strict=False,
         )
-        compile_program(program, folder / READ, device)
+        compile_program(program, folder / READ, weight.device)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from d2sd.drafters.compiled import CompiledDraftPass, compile_draft, is_compiled
@@ -44,7 +45,8 @@ class Compilable:
     def target_package(self) -> Path:
         """The file of the target's compiled pass, whether it is there or not."""
         layers = ",".join(map(str, self.target.taps))
-        return self._folder(self.model, taps=layers, reads="embeddings") / TARGET
+        folder = package_folder(self.model, self.target.device, taps=layers, reads="embeddings")
+        return folder / TARGET
 
     @property
     def drafters(self) -> Iterator[tuple[DraftNetwork, Path]]:
@@ -53,19 +55,22 @@ class Compilable:
         for network in dict.fromkeys(network for network in both if network is not None):
             network.to(device=self.target.device, dtype=self.target.dtype)
             head = fingerprint(self.target.head)
-            yield network, self._folder(network, head=head, config=str(network.config))
+            config = str(network.config)
+            yield network, package_folder(network, self.target.device, head=head, config=config)
 
-    def _folder(self, module: nn.Module, **more: str) -> Path:
-        key: Mapping[str, object] = {
-            "format": FORMAT,
-            "weights": fingerprint(module),
-            "device": device_name(self.target.device),
-            "processor": processor(),
-            "versions": {package: version(package) for package in ("torch", "transformers")},
-            **more,
-        }
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return cached_folder("compiled") / digest[:16]
+
+def package_folder(module: nn.Module, device: torch.device, **more: str) -> Path:
+    """Where a module's compiled passes lie: a name of its own for whatever makes them others."""
+    key: Mapping[str, object] = {
+        "format": FORMAT,
+        "weights": fingerprint(module),
+        "device": device_name(device),
+        "processor": processor(),
+        "versions": {package: version(package) for package in ("torch", "transformers")},
+        **more,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cached_folder("compiled") / digest[:16]
 
 
 def compile_all(passes: Compilable, tell: Callable[[str], object]) -> None:

@@ -16,6 +16,8 @@ SHARE = 0.0025
 """Of the time that drafting may lose in the long run."""
 MOST = 16.0
 """Plain steps' worth that it may be behind: some sentences' drafts don't come true."""
+DEAREST = 8.0
+"""Plain steps' worth that one step counts for at most: something may be slow once."""
 SAVED = 32.0
 """Plain steps' worth of gains that stand against losses."""
 TRIAL = 8
@@ -67,7 +69,7 @@ class Experience:
         if with_drafts > 0.0:
             self.brought.add(emitted / max(with_drafts * spent, 1e-6))
         steps = spent * plain / (requests * self.plain.value)
-        self._fall(emitted / requests - steps)
+        self._fall(emitted / requests - min(steps, DEAREST))
         self.given_up = self.given_up or self.behind > MOST
 
     def _fall(self, steps: float) -> None:

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from d2sd.drafters.network import DraftNetwork, KeyValues
-from d2sd.drafters.passes import ContextRows, scaled
+from d2sd.drafters.network import DraftNetwork
+from d2sd.drafters.passes import ContextRows
 from d2sd.drafters.proposer import Asked, Proposal
-
-
-class TargetEnds(ABC):
-    """The target's frozen embedding and output head, as far as a drafter needs them."""
-
-    @abstractmethod
-    def embed(self, ids: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens hidden"]:
-        """The embeddings of tokens."""
-
-    @abstractmethod
-    def logits(
-        self, hidden: Float[Tensor, "slots hidden"], draft_ids: Int[Tensor, " draft_vocab"] | None
-    ) -> Float[Tensor, "slots draft_vocab"]:
-        """Float32 logits of the draft vocabulary (of all tokens, where there is none)."""
+from d2sd.engines.batches.batch_pass import BatchPass, EagerBatchPass, TargetEnds
 
 
 @dataclass(frozen=True)
@@ -58,9 +44,17 @@ class BatchedNetwork:
     a prompt whose beginning the engine had cached, it drafts from the rest.
     """
 
-    def __init__(self, network: DraftNetwork, ends: TargetEnds, columns: Sequence[int]) -> None:
+    def __init__(
+        self,
+        network: DraftNetwork,
+        ends: TargetEnds,
+        columns: Sequence[int],
+        run: BatchPass | None = None,
+    ) -> None:
+        """`run` is how the network is run; by itself it runs eagerly."""
         self.block_size = network.config.block_size
         self._network, self._ends, self._columns = network, ends, list(columns)
+        self._pass = run or EagerBatchPass(network, ends)
         self._held: dict[str, ContextRows] = {}
         self._waiting: dict[str, list[NewRows]] = {}
         self._next: dict[str, int] = {}
@@ -92,14 +86,13 @@ class BatchedNetwork:
             torch.arange(rows.start, rows.start + len(rows.features), device=weight.device)
             for rows in new
         ]
-        layers = self._network.read(features[None].to(weight.dtype), torch.cat(places)[None])
+        keys, values = self._pass.read(features.to(weight.dtype), torch.cat(places))
         begin = 0
         for rows in new:
             end = begin + len(rows.features)
-            keys, values = self._room(rows)
-            for index, layer in enumerate(layers):
-                keys[index] = layer.keys[0, :, begin:end]
-                values[index] = layer.values[0, :, begin:end]
+            own_keys, own_values = self._room(rows)
+            own_keys.copy_(keys[:, :, begin:end])
+            own_values.copy_(values[:, :, begin:end])
             begin = end
 
     def _room(self, rows: NewRows) -> tuple[Tensor, Tensor]:
@@ -115,6 +108,15 @@ class BatchedNetwork:
         self._read_to[rows.request] = rows.start + len(rows.features)
         return held.extended(len(rows.features))
 
+    def warm_up(self) -> None:
+        """Run once what is slow the first time."""
+        config, weight = self._network.config, self._network.fc.weight
+        name, count = "warm up", 2
+        features = weight.new_zeros(count, max(self._columns) + 1, config.hidden_size)
+        self.read([NewRows(name, 0, features)])
+        self.propose([Wanted(name, [(0,)], count, 0.0)], self.block_size)
+        self.forget(name)
+
     def ready(self, request: str, committed: int) -> bool:
         """Whether everything up to the anchor was read."""
         return self._next.get(request) == committed
@@ -124,23 +126,18 @@ class BatchedNetwork:
         """One pass over all rows of all requests."""
         self._append([rows for one in wanted for rows in self._waiting.pop(one.request, [])])
         ids, kept = self._blocks(wanted, block_size)
-        sequences, rows, _ = ids.shape
+        rows = ids.shape[1]
         embeds = self._ends.embed(ids.flatten()).view(*ids.shape, -1)
         embeds = embeds * self._network.config.embedding_scale
         first = torch.tensor([one.committed for one in wanted], device=ids.device)
-        positions = first[:, None, None] + torch.arange(block_size, device=ids.device)
-        context, hidden_rows = self._contexts(wanted, rows)
-        hidden = self._network(
-            embeds.to(self._network.fc.weight.dtype),
-            positions.expand(sequences, rows, block_size),
-            context,
-            hidden_rows,
-        )
         asked = [Asked.of(shown, block_size - 1, ids.device) for shown in kept]
-        flat = hidden.flatten(1, 2)
-        chosen = torch.cat([flat[s, one.places] for s, one in enumerate(asked)])
-        logits = self._ends.logits(chosen, self._network.draft_ids)
-        logits = scaled(logits, self._network.config)
+        places = [one.places + s * rows * block_size for s, one in enumerate(asked)]
+        logits = self._pass.draft(
+            embeds.to(self._network.fc.weight.dtype),
+            first,
+            torch.cat(places),
+            [self._held[one.request] for one in wanted],
+        )
         parts = torch.split(logits, [len(one.places) for one in asked])
         return {
             one.request: Proposal(self._tempered(part, place, one), place, self._network.draft_ids)
@@ -152,31 +149,13 @@ class BatchedNetwork:
     ) -> tuple[Int[Tensor, "sequences rows slots"], list[tuple[int, ...]]]:
         """The blocks' tokens, and how many each row shows; short requests repeat their last row."""
         mask = self._network.config.mask_token_id
-        most = max(len(one.visible) for one in wanted)
+        most = max(self._pass.fewest_rows, *(len(one.visible) for one in wanted))
         blocks = [
             [(*row, *(mask,) * (block_size - len(row))) for row in _filled(one.visible, most)]
             for one in wanted
         ]
         kept = [tuple(len(row) - 1 for row in one.visible) for one in wanted]
         return torch.tensor(blocks, device=self._network.fc.weight.device), kept
-
-    def _contexts(
-        self, wanted: Sequence[Wanted], rows: int
-    ) -> tuple[list[KeyValues], Bool[Tensor, "sequences rows context"] | None]:
-        """Every layer's keys and values of all requests, flush right, and what is mere padding."""
-        held = [self._held[one.request] for one in wanted]
-        if len(held) == 1:
-            return held[0].layers(), None
-        most = max(one.length for one in held)
-        layers, kv_heads, _, dim = held[0].keys.shape
-        keys, values = held[0].keys.new_zeros(2, layers, len(held), kv_heads, most, dim)
-        for s, one in enumerate(held):
-            keys[:, s, :, most - one.length :] = one.keys[:, :, : one.length]
-            values[:, s, :, most - one.length :] = one.values[:, :, : one.length]
-        lengths = torch.tensor([one.length for one in held], device=keys.device)
-        padding = torch.arange(most, device=keys.device) < most - lengths[:, None]
-        both = [KeyValues(k, v) for k, v in zip(keys, values, strict=True)]
-        return both, padding[:, None].expand(-1, rows, -1)
 
     def _tempered(self, logits: Tensor, asked: Asked, one: Wanted) -> Tensor:
         """Divided by the temperatures that make confidences honest."""

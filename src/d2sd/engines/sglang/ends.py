@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2sd.engines.batches.passes import TargetEnds
+from d2sd.engines.batches.batch_pass import TargetEnds
 
 NEEDED = ("get_input_embeddings", "get_embed_and_head", "set_dflash_layers_to_capture")
 """What SGLang's models have that it can draft for by DFlash."""

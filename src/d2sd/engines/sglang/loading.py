@@ -8,7 +8,8 @@ import torch
 
 from d2sd.drafters.checkpoint import load_network
 from d2sd.drafters.network import DraftNetwork
-from d2sd.engines.batches.passes import BatchedNetwork, TargetEnds
+from d2sd.engines.batches.batch_pass import TargetEnds
+from d2sd.engines.batches.passes import BatchedNetwork
 from d2sd.engines.batches.settings import Settings
 
 

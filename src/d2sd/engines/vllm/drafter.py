@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from vllm.distributed.parallel_state import get_tp_group
 
 from d2sd.drafters.checkpoint import load_network
 from d2sd.drafters.network import DraftNetwork
-from d2sd.engines.batches.passes import BatchedNetwork, TargetEnds
+from d2sd.engines.batches.batch_pass import BatchPass, EagerBatchPass, TargetEnds
+from d2sd.engines.batches.packages import compiled_pass
+from d2sd.engines.batches.passes import BatchedNetwork
 from d2sd.engines.batches.plan import BatchDrafter
 from d2sd.engines.batches.settings import Settings
 
@@ -52,12 +54,27 @@ class TreeDrafter:
         taps = self.taps
         networks = [
             BatchedNetwork(
-                network.to(ends.device), ends, [taps.index(tap) for tap in network.config.taps]
+                network,
+                ends,
+                [taps.index(tap) for tap in network.config.taps],
+                self._run(network.to(ends.device), ends),
             )
             for network in self._networks().values()
         ]
+        for network in networks:
+            network.warm_up()
         agree = get_tp_group().broadcast_object  # ranks must run the same passes
         self.drafter = BatchDrafter(self.settings.policy, self.settings.budget, networks, agree)
+
+    def _run(self, network: DraftNetwork, ends: LoadedEnds) -> BatchPass:
+        """Compiled where vLLM compiles its model; on a GPU that was never tried."""
+        ids = network.draft_ids
+        if self._config.enforce_eager or ends.device.type != "cpu" or ids is None:
+            return EagerBatchPass(network, ends)
+        options = self.settings.policy.options
+        slots = int(options.get("block_size", self._first.config.block_size))
+        several = network is self._second
+        return compiled_pass(network, ends, ends.head(ids), slots, several, _on_one_rank)
 
     def dummy_run(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to warm up."""
@@ -88,9 +105,9 @@ class LoadedEnds(TargetEnds):
     def logits(self, hidden: Tensor, draft_ids: Tensor | None) -> Tensor:
         if draft_ids is None:
             return self._model.compute_logits(hidden).float()
-        return torch.nn.functional.linear(hidden, self._head(draft_ids)).float()
+        return torch.nn.functional.linear(hidden, self.head(draft_ids)).float()
 
-    def _head(self, draft_ids: Tensor) -> Tensor:
+    def head(self, draft_ids: Tensor) -> Tensor:
         """The head's rows of the draft vocabulary, gathered once."""
         if id(draft_ids) not in self._heads:
             weight: Tensor = self._model.lm_head.weight.data
@@ -98,6 +115,15 @@ class LoadedEnds(TargetEnds):
                 weight = tensor_model_parallel_all_gather(weight, dim=0)
             self._heads[id(draft_ids)] = weight[draft_ids.to(weight.device)].clone()
         return self._heads[id(draft_ids)]
+
+
+def _on_one_rank(make: Callable[[], None]) -> None:
+    group = get_tp_group()
+    try:
+        if group.rank_in_group == 0:
+            make()
+    finally:
+        group.barrier()
 
 
 def _check(name: str, network: DraftNetwork, model: Any) -> None:
