@@ -8,7 +8,6 @@ rate of its own: it is worked out from what passes cost and what a request's tre
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -54,8 +53,6 @@ PLAIN_EVERY = 64
 """One step of so many is plain, so that the line goes on holding short passes too."""
 AGAIN = 8
 """Steps for which drafting is refused at a time."""
-LATELY = 8
-"""Steps whose largest batch decides."""
 CLEARLY, STILL = 1.05, 1.0
 """Times the plain rate that drafting must promise to be begun, and to go on: who begins has all the
 text to read that nobody drafted from."""
@@ -92,9 +89,6 @@ class Pace:
     """By the size of the batch, sizes growing twofold: what many requests lose isn't made up for by
     what one gains."""
     asked: int = 0
-    sizes: deque[int] = field(default_factory=lambda: deque(maxlen=LATELY))
-    """Requests of the last steps. Where one ended and the next is on its way, a batch is not a
-    smaller one: to draft then for a step or two would be to read all its text for nothing."""
     _drafting: float = 0.0
     _for_all: bool = False
     """Whether the last drafts were more than a try."""
@@ -141,15 +135,11 @@ class Pace:
             seconds = expected
         spent = self._drafting + min(seconds, OUTLIER * expected) + self._between[1]
         rates = self._foreseen(requests)
-        self.experience(self._size).drafted(requests, requests + accepted, spent, rates)
+        self.experience(requests).drafted(requests, requests + accepted, spent, rates)
 
     def came_true(self, accepted: int, predicted: float) -> None:
         """So many drafted tokens were accepted where so many were expected."""
         self.kept.add(float(accepted), predicted)
-
-    @property
-    def _size(self) -> int:
-        return max(self.sizes, default=1)
 
     def experience(self, requests: int) -> Experience:
         """Of batches about as large."""
@@ -203,12 +193,11 @@ class Pace:
         know when it does. Now and then for none, to know that too."""
         self.asked += 1
         self._drafting = 0.0
-        self.sizes.append(requests)
-        tries = self.experience(self._size).tries()
+        tries = self.experience(requests).tries()
         if not self.target.weight or self.asked % PLAIN_EVERY == 0:
             return 0
         known = self.promise.weight >= TRIED and self.passes[0].weight >= TRIED / 2
-        self._for_all = not known or tries or self._pays(self._size)
+        self._for_all = not known or tries or self._pays(requests)
         if self._for_all:
             return requests
         if not self.probes.take(self.passes[0].at(1) + self.target.at(requests)):
