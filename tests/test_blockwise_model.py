@@ -193,7 +193,9 @@ def test_public_checkpoints_load_as_their_backbone(tmp_path, architecture, publi
     assert type(loaded.model).__name__ == f"{architecture}ForCausalLM"
     assert loaded.settings == expected
     ids = torch.tensor([CONTEXT])
-    assert torch.equal(loaded.model(ids).logits, model(ids).logits)
+    torch.testing.assert_close(
+        loaded.model(ids).logits, model(ids).logits
+    )  # not bit by bit: threads sum otherwise
 
 
 def test_a_causal_model_is_no_block_diffusion_model(tmp_path):
