@@ -160,7 +160,7 @@ def test_drafting_is_begun_where_it_clearly_pays_and_kept_up_as_long_as_it_does(
 
 
 @pytest.mark.parametrize("requests", [1, 8, 32])
-def test_drafts_that_are_not_what_they_promise_lose_a_percent_of_the_time_at_most(requests):
+def test_drafts_that_are_not_what_they_promise_lose_little_of_the_time(requests):
     engine = Engine(per_row=1e-5, comes_true=0.0, drafting=0.02)
     blind(engine.pace, requests)
     engine.speed(requests)
