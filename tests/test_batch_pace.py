@@ -59,7 +59,7 @@ class Engine:
         self.sizes.add(requests + nodes)
         pace.scored(requests + nodes, 0, target)
         pace.stepped(requests, target, target + drafting + 0.001)
-        pace.compared(requests, requests + nodes, 0, accepted, target)
+        pace.compared(requests, requests + nodes, 0, accepted)
         if predicted:
             pace.came_true(accepted, predicted)
         self.seconds += target + drafting + 0.001
@@ -207,19 +207,56 @@ def test_drafting_is_given_up_until_its_losses_are_paid_for_and_gains_stand_agai
 
 
 def test_what_drafts_really_bring_corrects_what_is_foreseen():
-    """Between batches of this size drafting takes longer than anything tells beforehand."""
+    """Between batches of this size, drafts' passes read prompts and take longer than foreseen."""
     engine = Engine(per_row=1e-4)
     engine.speed(8, steps=300)
     pace = engine.pace
     plain, drafted = pace.rates(8)
     assert drafted > 1.3 * plain
     for _ in range(400):
-        if pace.first_count(8):
-            pace.drafted([engine.chances] * 8, [], 0.0108)
-            pace.compared(8, 48, 0, 12, 0.08)
+        asking = pace.first_count(8)
+        if asking:
+            pace.drafted([engine.chances] * asking, [], 0.0108)
+        pace.scored(48 if asking else 8, 0, 0.18 if asking else 0.1308, prompts=50)
+        pace.compared(8, 48, 0, 12)
+    assert pace.prompts.value == pytest.approx(0.002, rel=0.01)
     plain, drafted = pace.rates(8)
     assert drafted < 1.05 * plain
     assert pace.rates(2)[1] > 1.3 * pace.rates(2)[0]
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_drafts_whose_passes_read_prompts_are_compared_without_the_prompts_price(loss):
+    engine = Engine(per_row=1e-4)
+    engine.speed(4)
+    pace = engine.pace
+    pace.experience(4).behind = 0.0
+    for _ in range(200):
+        asking = pace.first_count(4)
+        if asking:
+            pace.drafted([engine.chances] * asking, [], 0.0104)
+        rows = 4 + 12 * (asking > 0)
+        pace.scored(rows, 0, 0.03 + 1e-4 * rows + 0.3 + loss * (asking > 0), prompts=100)
+        pace.compared(4, rows, 0, 6)
+    plain, drafted = pace.rates(4)
+    assert (drafted < plain) == (loss > 0.0)
+    assert (drafted > 1.3 * plain) == (loss == 0.0)
+
+
+def test_the_first_pass_of_a_size_counts_but_little_of_its_slowness():
+    behind = []
+    for once in (0.0, 1.0):
+        engine = Engine(per_row=1e-4)
+        engine.speed(4)
+        pace = engine.pace
+        pace.experience(4).behind = 0.0
+        while not pace.first_count(4):
+            pace.scored(4, 0, 0.0304)
+        pace.drafted([engine.chances] * 4, [], 0.0104)
+        pace.scored(37, 0, 0.0337 + once)
+        pace.compared(4, 37, 0, 0)
+        behind.append(pace.experience(4).behind)
+    assert 0.3 < behind[1] - behind[0] < 0.7
 
 
 def test_drafts_are_held_against_plain_steps_of_their_own_size():

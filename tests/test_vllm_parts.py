@@ -52,7 +52,7 @@ def test_a_plain_pass_is_a_placement_of_anchors_alone():
     alone = place([scheduled("a", 0, 1, 20, 9, ()), scheduled("b", 1, 1, 7, 3, ())], {})
     alone.paths = [(0,), (0,)]
     plain = PlainPass(["a", "b"], [20, 7])
-    for name in ("rows", "decoding", "accepted"):
+    for name in ("rows", "prompts", "accepted"):
         assert getattr(plain, name) == getattr(alone, name)
     assert list(plain.forked) == alone.forked
     features = torch.randn(2, 2, 4)

@@ -10,7 +10,7 @@ from d2sd.engines.batches.plan import BatchDrafter
 
 
 class StepClock:
-    """Times steps that only decode; one that reads prompts says nothing of decoding."""
+    """Times passes, and whole steps where they only decode."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
@@ -24,15 +24,13 @@ class StepClock:
     def scored(self, placement: Placement | PlainPass, drafter: BatchDrafter) -> None:
         """The target's pass was walked."""
         pace, now = drafter.pace, self._now()
-        decoding, requests = placement.decoding, placement.requests
-        target = now - self._begun if decoding else None
-        if pace is not None and target is not None:
-            pace.scored(placement.rows, len(placement.forked), target)
-            if self._last is not None:
-                pace.stepped(len(requests), target, now - self._last)
+        if pace is not None:
+            requests, forked = len(placement.requests), len(placement.forked)
+            target, prompts = now - self._begun, placement.prompts
+            pace.scored(placement.rows, forked, target, prompts)
+            if self._last is not None and not prompts:
+                pace.stepped(requests, target, now - self._last)
             if predicted := sum(drafter.predicted.values()):
                 pace.came_true(placement.accepted, predicted)
-        if pace is not None:
-            forked = len(placement.forked)
-            pace.compared(len(requests), placement.rows, forked, placement.accepted, target)
-        self._last = now if decoding else None
+            pace.compared(requests, placement.rows, forked, placement.accepted)
+        self._last = None if placement.prompts else now

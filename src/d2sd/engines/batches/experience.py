@@ -67,7 +67,7 @@ class Experience:
         self._paused = 0
         plain, with_drafts = rates
         if with_drafts > 0.0:
-            self.brought.add(emitted / max(with_drafts * spent, 1e-6))
+            self.brought.add(emitted / requests, max(with_drafts * spent, 1e-6) / requests)
         steps = spent * plain / (requests * self.plain.value)
         self._fall(emitted / requests - min(steps, DEAREST))
         self.given_up = self.given_up or self.behind > MOST

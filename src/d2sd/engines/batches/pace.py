@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from d2sd.drafters.hits import Average
 from d2sd.drafters.planner import Choice, Probes, best_budget, second_rows
 from d2sd.engines.batches.experience import SHARE, Experience
-from d2sd.engines.batches.prices import OUTLIER, STAIR, Line, stair
+from d2sd.engines.batches.prices import ONCE, OUTLIER, STAIR, Line, stair
 
 
 @dataclass
@@ -68,6 +68,8 @@ class Pace:
     """Those of plain steps alone: they may be few beside the others."""
     forks: Average = field(default_factory=lambda: Average(0.0, 1.0, memory=REMEMBERED))
     """Seconds that a pass takes longer for each request with a tree that has forks."""
+    prompts: Average = field(default_factory=lambda: Average(0.0, 1.0, memory=REMEMBERED))
+    """Seconds that a pass takes longer for each row of a prompt that it reads."""
     widest: int = 0
     """Most rows of any pass so far."""
     passes: tuple[Line, Line] = field(default_factory=lambda: (Line(), Line()))
@@ -95,14 +97,22 @@ class Pace:
     _forked: set[tuple[int, int]] = field(default_factory=set)
     _new_size: bool = False
     """Whether the last pass was the first one of its size."""
+    _decoded: float = 0.0
+    """Seconds of the last pass, but for the prompts it read."""
     _refused: tuple[int, int] = (0, 0)
     """From how many requests on drafting does not pay, and up to which step that holds."""
     _goes_on: bool = False
 
-    def scored(self, rows: int, forked: int, seconds: float) -> None:
-        """A pass of the target took so long; so many of its requests had trees with forks."""
+    def scored(self, rows: int, forked: int, seconds: float, prompts: int = 0) -> None:
+        """A pass of the target took so long; so many of its requests had trees with forks.
+
+        `rows` are those of trees; it read so many rows of `prompts` besides.
+        """
+        if prompts:
+            self._read_prompts(rows, prompts, seconds)
+            return
         self.widest = max(self.widest, rows)
-        self._new_size = (rows, forked) not in self._forked
+        self._new_size, self._decoded = (rows, forked) not in self._forked, seconds
         if not self._drafting:
             self.plain.add(rows, seconds)
         if not forked:
@@ -110,6 +120,14 @@ class Pace:
         elif not self._new_size:
             self.forks.add(seconds - self.target.at(rows), float(forked))
         self._forked.add((rows, forked))  # as of lines, the first of a size isn't counted
+
+    def _read_prompts(self, rows: int, prompts: int, seconds: float) -> None:
+        plain = self._plain(rows)
+        if plain and not self._drafting:
+            self.prompts.add(max(seconds - plain, 0.0), float(prompts))
+        decoded = max(seconds - prompts * self.prompts.value, plain)
+        known = self.prompts.total > 0.0
+        self._new_size, self._decoded = False, decoded if known else self.target.at(rows)
 
     def stepped(self, requests: int, target: float, seconds: float) -> None:
         """A step of decoding took so long in all, the target's pass `target` of it."""
@@ -121,19 +139,13 @@ class Pace:
             self.experience(requests).plain.add(min(seconds, OUTLIER * expected) / expected)
         self.probes.elapsed += seconds
 
-    def compared(
-        self, requests: int, rows: int, forked: int, accepted: int, seconds: float | None
-    ) -> None:
-        """The last drafts' pass, and what was accepted of them, are experience.
-
-        `seconds` of the pass: None where it read prompts too.
-        """
+    def compared(self, requests: int, rows: int, forked: int, accepted: int) -> None:
+        """The last pass was of drafts, and what was accepted of them is experience."""
         if not self._for_all or not self._drafting:
             return
         expected = self.target.at(rows) + self._price(forked)
-        if seconds is None or self._new_size:
-            seconds = expected
-        spent = self._drafting + min(seconds, OUTLIER * expected) + self._between[1]
+        most = (ONCE if self._new_size else OUTLIER) * expected
+        spent = self._drafting + min(self._decoded, most) + self._between[1]
         rates = self._foreseen(requests)
         self.experience(requests).drafted(requests, requests + accepted, spent, rates)
 

@@ -57,9 +57,9 @@ class Placement:
         return [placed.request for placed in self.trees]
 
     @property
-    def decoding(self) -> bool:
-        """Whether no request reads any of its prompt."""
-        return all(placed.row == placed.first_row for placed in self.trees)
+    def prompts(self) -> int:
+        """Rows of known tokens: of prompts."""
+        return sum(placed.row - placed.first_row for placed in self.trees)
 
     @property
     def rows(self) -> int:
@@ -106,7 +106,7 @@ class PlainPass:
     requests: Sequence[str]
     starts: Sequence[int]
     forked: Sequence[PlacedTree] = ()
-    decoding: bool = True
+    prompts: int = 0
     accepted: int = 0
 
     @property

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 FORGET = 0.98
 OUTLIER = 3.0
 """Times what was expected that a measurement counts for at most."""
+ONCE = 1.5
+"""The same of the first pass of a size: it may be slow, and where few are drafted for most are."""
 
 
 @dataclass
