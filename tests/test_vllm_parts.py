@@ -99,6 +99,10 @@ def test_passes_nobody_drafted_from_are_handed_over_by_request_and_in_order():
         "b": {7: 2, 8: 4, 9: 5, 10: 6, 2: 11},
     }
     assert [one.start for one in found if one.request == "b"] == [7, 9, 10, 2]
+    for alive in ("a", "b"):
+        alone = unread(*passes, alive=(alive,))
+        assert values(alone) == {alive: values(found)[alive]}
+    assert unread(*passes, alive=()) == []
 
 
 def test_unread_passes_do_not_pile_up():

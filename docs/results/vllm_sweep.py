@@ -24,13 +24,25 @@ def speed(found: list) -> float:
 
 
 def cell(load: dict, server: str) -> str:
-    to_first = speed(load[server]) / speed(load[first])
-    return f"{speed(load[server]):.1f}" + f" ({to_first:.2f} ×)" * (server != first)
+    ratio = speed(load[server]) / speed(load[first])
+    return f"{speed(load[server]):.1f}" + f" ({ratio:.2f} ×)" * (server != first)
 
 
-def rounds(load: dict, server: str) -> str:
-    middle = speed(load[first])
-    return ", ".join(f"{run['tokens_per_second'] / middle:.2f}" for run in load[server])
+def spread(found: list) -> str:
+    """Each run over their median."""
+    return ", ".join(f"{run['tokens_per_second'] / speed(found):.2f}" for run in found)
+
+
+def to_first(load: dict) -> list[float]:
+    """Ours over the first server, in the same round."""
+    pairs = zip(load[ours], load[first], strict=True)
+    return [mine["tokens_per_second"] / its["tokens_per_second"] for mine, its in pairs]
+
+
+def rounds(load: dict) -> list[str]:
+    ratios = to_first(load)
+    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    return [each, f"{median(ratios):.2f}", spread(load[first])]
 
 
 def same(server: str) -> str:
@@ -46,8 +58,13 @@ tables = {
         "rows": [[str(n), *(cell(load, name) for name in servers)] for n, load in loads],
     },
     "rounds": {
-        "columns": ["requests at once", first, ours],
-        "rows": [[str(n), rounds(load, first), rounds(load, ours)] for n, load in repeated],
+        "columns": [
+            "requests at once",
+            f"{ours} over {first}, round by round",
+            "median",
+            f"{first}'s own rounds over their median",
+        ],
+        "rows": [[str(n), *rounds(load)] for n, load in repeated],
     },
     "same": {
         "columns": ["server", f"answers with the text of {first}"],

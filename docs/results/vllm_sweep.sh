@@ -1,6 +1,6 @@
 #!/bin/sh
 # Loads the four servers of vllm_servers.sh: few requests at once, then many with more prompts, so
-# that no cell is over in a moment; and many again, plain and ours alone, for the spread.
+# that no cell is over in a moment; and many again, six times, plain and ours alone, in turn.
 # usage: vllm_sweep.sh FOLDER SUITES   in the environment of d2sd, from the repository.
 set -e
 folder=$1 suites=$2
@@ -17,7 +17,7 @@ sweep() { # sweep NAME PROMPTS_A_SUITE REQUESTS_AT_ONCE [MORE_SERVERS]
 sweep warm 2 2,16 "$theirs"
 rm -r "$folder/warm" # a server's first steps are slow, and are not counted
 sweep 1 4 1,2,4 "$theirs"
-sweep 2 16 8,16,32 "$theirs"
-sweep 3 16 8,16,32
-sweep 4 16 8,16,32
-sweep 5 16 8,16,32
+sweep 2 8 8,16,32 "$theirs"
+for round in 3 4 5 6 7 8; do
+  sweep "$round" 8 8,16,32
+done

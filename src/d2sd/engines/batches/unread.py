@@ -12,7 +12,7 @@ from torch import Tensor
 from d2sd.engines.batches.passes import NewRows
 from d2sd.engines.batches.placement import Placement, PlainPass
 
-MANY = 64
+MANY = 128
 """Passes after which they should be taken: until then they hold what ended requests left, too."""
 
 
@@ -31,10 +31,16 @@ class _Stretch:
             start + passes for start in self.starts
         ]
 
-    def rows(self) -> list[NewRows]:
-        """All passes of a request in one piece."""
-        parts = torch.stack(self.features, 1).unbind()
-        return [NewRows(*one) for one in zip(self.requests, self.starts, parts, strict=True)]
+    def rows(self, alive: Container[str]) -> list[NewRows]:
+        """All passes of a request in one piece, of these requests alone."""
+        places = [place for place, request in enumerate(self.requests) if request in alive]
+        if not places:
+            return []
+        parts = torch.stack(_rows(self.features, places), 1).unbind()
+        return [
+            NewRows(self.requests[place], self.starts[place], part)
+            for place, part in zip(places, parts, strict=True)
+        ]
 
 
 class UnreadPasses:
@@ -70,20 +76,28 @@ class UnreadPasses:
         return [
             rows
             for one in kept
-            for rows in (one.rows() if isinstance(one, _Stretch) else _committed(*one))
-            if rows.request in alive
+            for rows in (one.rows(alive) if isinstance(one, _Stretch) else _committed(*one, alive))
         ]
 
 
-def _committed(placement: Placement, features: Tensor) -> list[NewRows]:
-    """What a pass committed of each request: known tokens and its accepted path."""
-    numbers = range(len(placement.trees))
-    rows = [placement.committed_rows(number) for number in numbers]
-    all_rows = [row for own in rows for row in own]
-    if all_rows != list(range(len(features))):
-        features = features[torch.tensor(all_rows, device=features.device)]
-    parts = torch.split(features, [len(own) for own in rows])
+def _committed(placement: Placement, features: Tensor, alive: Container[str]) -> list[NewRows]:
+    """What a pass committed of each of these requests: known tokens and its accepted path."""
+    places = [place for place, one in enumerate(placement.trees) if one.request in alive]
+    if not places:
+        return []
+    rows = [placement.committed_rows(place) for place in places]
+    [committed] = _rows([features], [row for own in rows for row in own])
+    parts = torch.split(committed, [len(own) for own in rows])
+    placed = [placement.trees[place] for place in places]
     return [
-        NewRows(placed.request, placed.committed - (placed.row - placed.first_row), part)
-        for placed, part in zip(placement.trees, parts, strict=True)
+        NewRows(one.request, one.committed - (one.row - one.first_row), part)
+        for one, part in zip(placed, parts, strict=True)
     ]
+
+
+def _rows(passes: list[Tensor], rows: list[int]) -> list[Tensor]:
+    """These rows of passes that have equally many; nothing is copied where they are all."""
+    if rows == list(range(len(passes[0]))):
+        return passes
+    index = torch.tensor(rows, device=passes[0].device)
+    return [one[index] for one in passes]
