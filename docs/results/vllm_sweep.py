@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 sweeps = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
-runs = [run for sweep in sweeps for run in sweep["runs"]]
+runs = [run | {"round": n} for n, sweep in enumerate(sweeps, 1) for run in sweep["runs"]]
 servers = [word.partition("=")[0] for word in sweeps[0]["run"]["command"] if "=http" in word]
 first, ours = servers[0], servers[-1]
 by_load = {}
@@ -23,9 +23,15 @@ def speed(found: list) -> float:
     return median(run["tokens_per_second"] for run in found)
 
 
+def to_first(load: dict, server: str) -> list[float]:
+    """Over the first server, in the same round."""
+    its = {run["round"]: run["tokens_per_second"] for run in load[first]}
+    return [run["tokens_per_second"] / its[run["round"]] for run in load[server]]
+
+
 def cell(load: dict, server: str) -> str:
-    ratio = speed(load[server]) / speed(load[first])
-    return f"{speed(load[server]):.1f}" + f" ({ratio:.2f} ×)" * (server != first)
+    ratio = f" ({median(to_first(load, server)):.2f} ×)"
+    return f"{speed(load[server]):.1f}" + ratio * (server != first)
 
 
 def spread(found: list) -> str:
@@ -33,14 +39,8 @@ def spread(found: list) -> str:
     return ", ".join(f"{run['tokens_per_second'] / speed(found):.2f}" for run in found)
 
 
-def to_first(load: dict) -> list[float]:
-    """Ours over the first server, in the same round."""
-    pairs = zip(load[ours], load[first], strict=True)
-    return [mine["tokens_per_second"] / its["tokens_per_second"] for mine, its in pairs]
-
-
 def rounds(load: dict) -> list[str]:
-    ratios = to_first(load)
+    ratios = to_first(load, ours)
     each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     return [each, f"{median(ratios):.2f}", spread(load[first])]
 
