@@ -7,9 +7,11 @@ import pytest
 
 from d2sd.drafters.best_first import RankedRow
 from d2sd.drafters.hits import Average
+from d2sd.engines.batches.clock import StepClock
 from d2sd.engines.batches.experience import Experience
 from d2sd.engines.batches.pace import Pace
-from d2sd.engines.batches.plan import chain_paths
+from d2sd.engines.batches.placement import PlainPass, Scheduled, place
+from d2sd.engines.batches.plan import BatchDrafter, chain_paths
 from d2sd.engines.batches.prices import Line
 from d2sd.tree import TokenTree
 
@@ -241,6 +243,26 @@ def test_drafts_whose_passes_read_prompts_are_compared_without_the_prompts_price
     plain, drafted = pace.rates(4)
     assert (drafted < plain) == (loss > 0.0)
     assert (drafted > 1.3 * plain) == (loss == 0.0)
+
+
+def test_the_clock_tells_what_prompts_took_from_what_decoding_takes():
+    """Two requests decode in 0.02 s, 0.01 s between passes; 50 rows of a prompt take 0.1 s."""
+    times, pace = [0.0], Pace()
+    clock = StepClock(lambda: times[0])
+    drafter = BatchDrafter.__new__(BatchDrafter)  # its networks are not asked here
+    drafter.pace, drafter.predicted = pace, {}
+    decoding = PlainPass(["a", "b"], [5, 7])
+    reading = place([Scheduled("a", 0, 1, 5, 9, ()), Scheduled("b", 1, 51, 0, 3, ())], {})
+    reading.paths = [(0,), (0,)]
+    for step in range(40):
+        placed = reading if step % 4 == 3 else decoding
+        pace.first_count(2)
+        times[0] += 0.01
+        clock.started()
+        times[0] += 0.02 + 0.1 * (placed is reading)
+        clock.scored(placed, drafter)
+    assert pace.prompts.value == pytest.approx(0.002, rel=0.05)
+    assert 2 / pace.rates(2)[0] == pytest.approx(0.03, rel=0.05)
 
 
 def test_the_first_pass_of_a_size_counts_but_little_of_its_slowness():

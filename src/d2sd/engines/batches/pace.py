@@ -122,6 +122,7 @@ class Pace:
         self._forked.add((rows, forked))  # as of lines, the first of a size isn't counted
 
     def _read_prompts(self, rows: int, prompts: int, seconds: float) -> None:
+        """Drafts' passes are taken as foreseen until a prompt's price was seen without drafts."""
         plain = self._plain(rows)
         if plain and not self._drafting:
             self.prompts.add(max(seconds - plain, 0.0), float(prompts))
