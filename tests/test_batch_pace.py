@@ -7,6 +7,7 @@ import pytest
 
 from d2sd.drafters.best_first import RankedRow
 from d2sd.drafters.hits import Average
+from d2sd.engines.batches.arrivals import Arrivals
 from d2sd.engines.batches.clock import StepClock
 from d2sd.engines.batches.experience import Experience
 from d2sd.engines.batches.pace import Pace
@@ -263,6 +264,28 @@ def test_the_clock_tells_what_prompts_took_from_what_decoding_takes():
         clock.scored(placed, drafter)
     assert pace.prompts.value == pytest.approx(0.002, rel=0.05)
     assert 2 / pace.rates(2)[0] == pytest.approx(0.03, rel=0.05)
+
+
+@pytest.mark.parametrize("requests", [1, 8])
+def test_nothing_is_drafted_where_the_next_pass_is_likely_to_read_prompts(requests):
+    engine = Engine(per_row=1e-5)
+    assert engine.speed(requests) > 1.6
+    asked = [engine.pace.first_count(requests, step % 2 == 0) for step in range(20)]
+    assert asked[::2] == [0] * 10
+    assert asked[1::2].count(requests) >= 9  # one step in 64 is plain
+    beginning = Pace()
+    for _ in range(2):
+        beginning.scored(requests, 0, 0.02)
+    assert [beginning.first_count(requests, True) for _ in range(20)] == [0] * 20
+    assert beginning.first_count(requests) == requests  # it is tried in the steps between
+
+
+def test_a_batch_of_which_someone_left_or_reads_a_prompt_is_likely_to_read_prompts_next():
+    arrivals = Arrivals()
+    steps = [[[5], [7]], [[5, 6], [7]], [[5]], [[6]], [[7], []], [[8], [1, 2]], [[9]], [[2], [3]]]
+    assert [arrivals.likely(ends) for ends in steps] == [
+        False, False, True, False, True, False, True, False,
+    ]  # fmt: skip
 
 
 def test_the_first_pass_of_a_size_counts_but_little_of_its_slowness():

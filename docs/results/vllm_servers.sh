@@ -1,5 +1,5 @@
 #!/bin/sh
-# Four vLLM servers for the sweep of docs/performance.md: plain, two of vLLM's own methods, ours.
+# Five vLLM servers for the sweep of docs/performance.md: plain twice, two of vLLM's own methods, ours.
 # usage: vllm_servers.sh TARGET SERVED [DTYPE]   in the environment of docs/vllm.md, from the repository.
 # TARGET: SmolLM2-135M-Instruct as a folder; SERVED: of `d2sd export … --format vllm`. Ctrl-C ends them.
 target=$1 served=$2 dtype=${3:-bfloat16}
@@ -15,6 +15,7 @@ start() { # start PORT OPTIONS…
 }
 
 start 8801
+start 8805 # what it differs by from the first is noise
 start 8802 --speculative-config \
   '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "prompt_lookup_min": 2}'
 start 8803 --speculative-config \

@@ -41,8 +41,8 @@ class Oracle:
     def forget(self, request):
         self.real.forget(request)
 
-    def wanted(self, requests):
-        return self.real.wanted(requests)
+    def wanted(self, requests, prompts_next=False):
+        return self.real.wanted(requests, prompts_next)
 
     def draft(self, asking, most):
         trees = self.real.draft(asking, most)  # also seen to work

@@ -201,11 +201,14 @@ class Pace:
     def _share(self) -> float:
         return self.kept.within(0.5, 1.5)
 
-    def first_count(self, requests: int) -> int:
+    def first_count(self, requests: int, prompts_next: bool = False) -> int:
         """For how many requests to draft: for all, where that pays; else now and then for one, to
-        know when it does. Now and then for none, to know that too."""
+        know when it does. Now and then for none, to know that too, and for none where the next pass
+        is likely to read prompts: there every row has its full price."""
         self.asked += 1
         self._drafting = 0.0
+        if prompts_next:
+            return 0
         tries = self.experience(requests).tries()
         if not self.target.weight or self.asked % PLAIN_EVERY == 0:
             return 0

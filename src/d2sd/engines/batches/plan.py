@@ -88,14 +88,15 @@ class BatchDrafter:
         for network in self._networks:
             network.forget(request)
 
-    def wanted(self, requests: int) -> int:
+    def wanted(self, requests: int, prompts_next: bool = False) -> int:
         """For how many of so many requests to draft in this step, as far as that pays.
 
-        0 spares the engine all that `read` and `draft` ask for.
+        `prompts_next`: the next pass is likely to read some. 0 spares the engine all that `read`
+        and `draft` ask for.
         """
         self.predicted.clear()
         self._requests = requests
-        return self._decided(self._first_count) if requests else 0
+        return self._decided(lambda: self._first_count(prompts_next)) if requests else 0
 
     def draft(self, asking: Sequence[Asking], most: int) -> dict[str, TokenTree]:
         """Trees for requests whose tokens were all read; `most` is what was `wanted`."""
@@ -120,8 +121,8 @@ class BatchDrafter:
             self.pace.drafted(*self._promised, time.perf_counter() - started)
         return trees
 
-    def _first_count(self) -> int:
-        return self.pace.first_count(self._requests) if self.pace else self._requests
+    def _first_count(self, prompts_next: bool) -> int:
+        return self.pace.first_count(self._requests, prompts_next) if self.pace else self._requests
 
     def _decided(self, decide: Callable[[], Decided]) -> Decided:
         return self._agree(decide())  # type: ignore[return-value]

@@ -16,6 +16,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from d2sd.engines.batches.arrivals import Arrivals
 from d2sd.engines.batches.clock import StepClock
 from d2sd.engines.batches.placement import Placement, PlainPass, Scheduled, place
 from d2sd.engines.batches.plan import Asking
@@ -53,6 +54,7 @@ class TreeSteps(GPUModelRunner):
         self._unread = UnreadPasses()
         self._tree_pass: TreePass | None = None
         self._clock = StepClock()
+        self._arrivals = Arrivals()
 
     def _get_eagle3_aux_layers_from_config(self) -> tuple[int, ...]:
         return tuple(tap + 1 for tap in self.drafter.taps)  # vLLM names a layer's input
@@ -136,7 +138,7 @@ class TreeSteps(GPUModelRunner):
         assert aux_hidden_states is not None
         drafter, ends = self.drafter.drafter, sampled_token_ids
         self._unread.add(self._placement, torch.stack(aux_hidden_states, 1))
-        most = drafter.wanted(sum(map(bool, ends)))
+        most = drafter.wanted(sum(map(bool, ends)), self._arrivals.likely(ends))
         if most or self._unread.many:
             drafter.read(self._unread.take(self.requests))
         trees: dict[str, TokenTree] = {}

@@ -1,0 +1,22 @@
+"""Whether an engine's next pass is likely to read prompts beside decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Arrivals:
+    """Looks at what every step emitted, for an engine doesn't say whom it takes in next.
+
+    Under load a request that leaves the batch makes room for one that waits, or its client sends
+    another. Who is drafted for just then always drafts for a pass that reads a prompt.
+    """
+
+    def __init__(self) -> None:
+        self._before = 0
+
+    def likely(self, ends: Sequence[Sequence[int]]) -> bool:
+        """After a step in which each request of the batch emitted `ends`, nothing while its prompt
+        isn't read to the end."""
+        left, self._before = len(ends) < self._before, len(ends)
+        return left or not all(ends)
