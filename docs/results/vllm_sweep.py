@@ -7,13 +7,14 @@ python docs/results/vllm_sweep.py FOLDER/*/sweep.json > docs/results/vllm-sweep.
 
 import json
 import sys
+from math import exp, log, sqrt
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 
 sweeps = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
 runs = [run | {"round": n} for n, sweep in enumerate(sweeps, 1) for run in sweep["runs"]]
 servers = [word.partition("=")[0] for word in sweeps[0]["run"]["command"] if "=http" in word]
-first, ours = servers[0], servers[-1]
+first, again, ours = servers[0], servers[1], servers[-1]
 by_load = {}
 for run in runs:
     by_load.setdefault(run["clients"], {}).setdefault(run["server"], []).append(run)
@@ -34,15 +35,21 @@ def cell(load: dict, server: str) -> str:
     return f"{speed(load[server]):.1f}" + ratio * (server != first)
 
 
-def spread(found: list) -> str:
-    """Each run over their median."""
-    return ", ".join(f"{run['tokens_per_second'] / speed(found):.2f}" for run in found)
-
-
 def rounds(load: dict) -> list[str]:
-    ratios = to_first(load, ours)
-    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    return [each, f"{median(ratios):.2f}", spread(load[first])]
+    found = [to_first(load, server) for server in (ours, again)]
+    return [cell for all_ in found for cell in (", ".join(map("{:.2f}".format, all_)), mean(all_))]
+
+
+def mean(ratios: list[float]) -> str:
+    """The geometric one, and two standard errors of it."""
+    logs = list(map(log, ratios))
+    return f"{exp(fmean(logs)):.3f} ± {2 * stdev(logs) / sqrt(len(logs)):.3f}"
+
+
+def slower(server: str) -> list[str]:
+    """Over all loads that were repeated."""
+    ratios = [ratio for _, load in repeated for ratio in to_first(load, server)]
+    return [f"slower in {sum(r < 1 for r in ratios)} of {len(ratios)}", mean(ratios)]
 
 
 def same(server: str) -> str:
@@ -61,10 +68,14 @@ tables = {
         "columns": [
             "requests at once",
             f"{ours} over {first}, round by round",
-            "median",
-            f"{first}'s own rounds over their median",
+            "mean",
+            f"{again} over {first}, round by round",
+            "mean",
         ],
-        "rows": [[str(n), *rounds(load)] for n, load in repeated],
+        "rows": [
+            *([str(n), *rounds(load)] for n, load in repeated),
+            ["all", *slower(ours), *slower(again)],
+        ],
     },
     "same": {
         "columns": ["server", f"answers with the text of {first}"],

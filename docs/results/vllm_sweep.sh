@@ -10,8 +10,8 @@ theirs="--base-url ngram=http://localhost:8802 --base-url dflash=http://localhos
 
 sweep() { # sweep NAME PROMPTS_A_SUITE REQUESTS_AT_ONCE [MORE_SERVERS]
   # shellcheck disable=SC2086  (MORE_SERVERS are several words)
-  d2sd bench --backend openai --base-url "$plain" --base-url "$twin" $4 --base-url "$ours" --suite-dir "$suites" \
-    --suite gsm8k,math500,aime25,humaneval,mbpp,livecodebench,mt-bench,alpaca \
+  d2sd bench --backend openai --base-url "$plain" --base-url "$twin" $4 --base-url "$ours" \
+    --suite-dir "$suites" --suite gsm8k,math500,aime25,humaneval,mbpp,livecodebench,mt-bench,alpaca \
     --limit "$2" --max-new-tokens 48 --concurrency "$3" --out "$folder/$1"
 }
 
