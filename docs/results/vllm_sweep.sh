@@ -1,6 +1,6 @@
 #!/bin/sh
 # Loads the servers of vllm_servers.sh: one or two requests at once, then more with more prompts, so
-# that no cell is over in a moment; and these six times again, both plain servers and ours, in turn.
+# that no cell is over in a moment; and three times again, both plain servers and ours, in turn.
 # usage: vllm_sweep.sh FOLDER SUITES   in the environment of d2sd, from the repository.
 set -e
 folder=$1 suites=$2
@@ -19,6 +19,6 @@ sweep warm 2 2,16 "$theirs"
 rm -r "$folder/warm" # a server's first steps are slow, and are not counted
 sweep 1 4 1,2 "$theirs"
 sweep 2 8 4,8,16,32 "$theirs"
-for round in 3 4 5 6 7 8; do
+for round in 3 4 5; do
   sweep "$round" 8 4,8,16,32
 done
