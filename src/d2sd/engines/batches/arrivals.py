@@ -9,7 +9,7 @@ class Arrivals:
     """Looks at what every step emitted, for an engine doesn't say whom it takes in next.
 
     Under load a request that leaves the batch makes room for one that waits, or its client sends
-    another. Who is drafted for just then always drafts for a pass that reads a prompt.
+    another. What is drafted just then is mostly scored by a pass that reads a prompt.
     """
 
     def __init__(self) -> None:

@@ -204,7 +204,7 @@ class Pace:
     def first_count(self, requests: int, prompts_next: bool = False) -> int:
         """For how many requests to draft: for all, where that pays; else now and then for one, to
         know when it does. Now and then for none, to know that too, and for none where the next pass
-        is likely to read prompts: there every row has its full price."""
+        is likely to read prompts: what drafts cost there can't be told from what prompts do."""
         self.asked += 1
         self._drafting = 0.0
         if prompts_next:
