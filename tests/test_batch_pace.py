@@ -100,8 +100,18 @@ def test_a_batch_never_falls_behind_plain_decoding_for_long(requests):
 def test_where_drafting_does_not_pay_it_is_tried_for_one_request():
     engine = Engine(per_row=0.05, drafting=0.5)
     engine.speed(32)
-    assert set(engine.asked[:40]) == {0, 32}
-    assert set(engine.asked[40:]) == {0, 1}
+    assert engine.asked[:9] == [0, 0, 4, 4, 4, 4, 4, 4, 32]  # prices are learned from a few
+    assert set(engine.asked[9:]) == {0, 1, 32}
+    assert engine.asked.count(32) == 3  # 600 steps, a try of one step in 256
+
+
+def test_many_requests_learn_from_a_few_before_drafting_for_all():
+    engine = Engine(per_row=1e-5)
+    engine.speed(32, steps=40)
+    drafted = [asking for asking in engine.asked if asking]
+    assert drafted[:4] == [4] * 4
+    assert set(drafted[8:]) == {32}
+    assert engine.speed(32) > 1.6
 
 
 def test_a_refusal_holds_for_some_steps_and_not_for_fewer_requests():
@@ -194,6 +204,24 @@ def test_drafting_is_tried_a_while_then_paused_and_losses_are_paid_for_first():
     assert [known.tries() for _ in range(10)].count(True) == 8
 
 
+@pytest.mark.parametrize(("requests", "tried", "lost"), [(4, 8, 4.0), (16, 2, 16.0), (32, 1, 32.0)])
+def test_a_step_of_many_requests_is_worth_as_many_of_few(requests, tried, lost):
+    known = Experience(requests)
+    assert [known.tries() for _ in range(12)].count(True) == tried
+    known.drafted(requests, emitted=requests, spent=0.1, rates=(50.0 * requests, 1.0))
+    assert (known.behind, known.given_up) == (pytest.approx(lost), lost > 16)
+    assert not any(known.tries() for _ in range(1599))  # four steps at a quarter of a percent
+    assert [known.tries() for _ in range(12)].count(True) == tried
+
+
+def test_a_size_of_batch_begins_where_the_highest_bit_does():
+    pace = Pace()
+    assert [pace.experience(count).requests for count in (1, 3, 8, 15, 16, 32)] == [
+        1, 2, 8, 8, 16, 32
+    ]  # fmt: skip
+    assert pace.experience(15) is pace.experience(8)
+
+
 def test_drafting_is_given_up_until_its_losses_are_paid_for_and_gains_stand_against_them():
     known = Experience()
     for _ in range(5):
@@ -277,7 +305,7 @@ def test_nothing_is_drafted_where_the_next_pass_is_likely_to_read_prompts(reques
     for _ in range(2):
         beginning.scored(requests, 0, 0.02)
     assert [beginning.first_count(requests, True) for _ in range(20)] == [0] * 20
-    assert beginning.first_count(requests) == requests  # it is tried in the steps between
+    assert beginning.first_count(requests) == min(requests, 4)  # tried in the steps between
 
 
 def test_a_batch_of_which_someone_left_or_reads_a_prompt_is_likely_to_read_prompts_next():

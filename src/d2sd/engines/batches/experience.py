@@ -8,12 +8,16 @@ and with a plain step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from d2sd.drafters.hits import Average
 
 SHARE = 0.0025
 """Of the time that drafting may lose in the long run."""
+FEW = 4
+"""Requests up to which a step counts as one; one with more shows as many times more trees, so as
+many times fewer steps are enough to judge by."""
 MOST = 16.0
 """Plain steps' worth that it may be behind: some sentences' drafts don't come true."""
 DEAREST = 8.0
@@ -30,8 +34,12 @@ SOON = 32
 
 @dataclass
 class Experience:
-    """Of drafting for about one number of requests. A plain step's time is the unit of losses."""
+    """Of drafting for about one number of requests. A plain step's time is the unit of losses.
 
+    `requests` are the fewest that count as about as many.
+    """
+
+    requests: int = 1
     plain: Average = field(default_factory=lambda: Average(1.0, 1.0, memory=16))
     """Seconds of plain steps, over what they were expected to take."""
     brought: Average = field(default_factory=lambda: Average(4.0, 4.0, memory=32))
@@ -50,10 +58,10 @@ class Experience:
         """
         self._paused += 1
         if self.behind > 0.0:
-            self._fall(SHARE)
+            self._fall(min(SHARE, self.behind / self._weight))  # that is no gain
         enough = SOON if self.behind < 0.0 else PAUSE
         if self._paused > enough and self.behind <= 0.0:
-            self._trial, self._paused = TRIAL, 0
+            self._trial, self._paused = math.ceil(TRIAL / self._weight), 0
         self._trial -= 1
         return self._trial >= 0 and not self.given_up
 
@@ -67,11 +75,17 @@ class Experience:
         self._paused = 0
         plain, with_drafts = rates
         if with_drafts > 0.0:
-            self.brought.add(emitted / requests, max(with_drafts * spent, 1e-6) / requests)
+            each = self._weight / requests
+            self.brought.add(emitted * each, max(with_drafts * spent, 1e-6) * each)
         steps = spent * plain / (requests * self.plain.value)
         self._fall(emitted / requests - min(steps, DEAREST))
         self.given_up = self.given_up or self.behind > MOST
 
+    @property
+    def _weight(self) -> float:
+        """Of one step."""
+        return max(self.requests / FEW, 1.0)
+
     def _fall(self, steps: float) -> None:
-        self.behind = max(self.behind - steps, -SAVED)
+        self.behind = max(self.behind - steps * self._weight, -SAVED)
         self.given_up = self.given_up and self.behind > 0.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from d2sd.drafters.hits import Average
 from d2sd.drafters.planner import Choice, Probes, best_budget, second_rows
-from d2sd.engines.batches.experience import SHARE, Experience
+from d2sd.engines.batches.experience import FEW, SHARE, Experience
 from d2sd.engines.batches.prices import ONCE, OUTLIER, STAIR, Line, stair
 
 
@@ -156,7 +156,8 @@ class Pace:
 
     def experience(self, requests: int) -> Experience:
         """Of batches about as large."""
-        return self.experiences.setdefault(requests.bit_length(), Experience())
+        size = requests.bit_length()
+        return self.experiences.setdefault(size, Experience(1 << max(size - 1, 0)))
 
     def rates(self, requests: int) -> tuple[float, float]:
         """Tokens a second of so many requests: plain, and with the best drafts to be expected."""
@@ -203,17 +204,19 @@ class Pace:
 
     def first_count(self, requests: int, prompts_next: bool = False) -> int:
         """For how many requests to draft: for all, where that pays; else now and then for one, to
-        know when it does. Now and then for none, to know that too, and for none where the next pass
-        is likely to read prompts: what drafts cost there can't be told from what prompts do."""
+        know when it does, and for a few at the beginning. Now and then for none, to know that too,
+        and for none where the next pass is likely to read prompts: what drafts cost there can't be
+        told from what prompts do."""
         self.asked += 1
         self._drafting = 0.0
         if prompts_next:
             return 0
-        tries = self.experience(requests).tries()
         if not self.target.weight or self.asked % PLAIN_EVERY == 0:
             return 0
-        known = self.promise.weight >= TRIED and self.passes[0].weight >= TRIED / 2
-        self._for_all = not known or tries or self._pays(requests)
+        if self.promise.weight < TRIED or self.passes[0].weight < TRIED / 2:
+            self._for_all = requests <= FEW
+            return min(requests, FEW)
+        self._for_all = self.experience(requests).tries() or self._pays(requests)
         if self._for_all:
             return requests
         if not self.probes.take(self.passes[0].at(1) + self.target.at(requests)):
