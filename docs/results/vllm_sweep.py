@@ -14,7 +14,7 @@ from statistics import fmean, median, stdev
 sweeps = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
 runs = [run | {"round": n} for n, sweep in enumerate(sweeps, 1) for run in sweep["runs"]]
 servers = [word.partition("=")[0] for word in sweeps[0]["run"]["command"] if "=http" in word]
-first, again, ours = servers[0], servers[1], servers[-1]
+first, again, ours = "plain", "plain-again", "d2sd"
 by_load = {}
 for run in runs:
     by_load.setdefault(run["clients"], {}).setdefault(run["server"], []).append(run)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Loads the servers of vllm_servers.sh: one or two requests at once, then more with more prompts, so
-# that no cell is over in a moment; and three times again, both plain servers and ours, in turn.
+# that no cell is over in a moment; and six times again, both plain servers and ours. Who goes first at
+# a load goes by the load's place, so the loads change places from round to round.
 # usage: vllm_sweep.sh FOLDER SUITES   in the environment of d2sd, from the repository.
 set -e
 folder=$1 suites=$2
@@ -19,6 +20,8 @@ sweep warm 2 2,16 "$theirs"
 rm -r "$folder/warm" # a server's first steps are slow, and are not counted
 sweep 1 4 1,2 "$theirs"
 sweep 2 8 4,8,16,32 "$theirs"
-for round in 3 4 5; do
-  sweep "$round" 8 4,8,16,32
+round=3
+for loads in 8,16,32,4 16,32,4,8 32,4,8,16 4,8,16,32 8,16,32,4 16,32,4,8; do
+  sweep "$round" 8 "$loads"
+  round=$((round + 1))
 done
