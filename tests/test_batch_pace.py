@@ -214,6 +214,17 @@ def test_a_step_of_many_requests_is_worth_as_many_of_few(requests, tried, lost):
     assert [known.tries() for _ in range(12)].count(True) == tried
 
 
+def test_one_step_of_many_requests_corrects_what_is_foreseen_by_more():
+    brought = []
+    for requests in (4, 32):  # half of the tokens that were foreseen
+        known = Experience(requests)
+        rates = (10.0 * requests, 20.0 * requests)
+        known.drafted(requests, emitted=requests, spent=0.1, rates=rates)
+        brought.append(known.brought.value)
+    assert brought[0] == pytest.approx((4 * 31 / 32 + 1) / (4 * 31 / 32 + 2))
+    assert brought[1] == pytest.approx((4 * 31 / 32 + 8) / (4 * 31 / 32 + 16))
+
+
 def test_a_size_of_batch_begins_where_the_highest_bit_does():
     pace = Pace()
     assert [pace.experience(count).requests for count in (1, 3, 8, 15, 16, 32)] == [
