@@ -30,6 +30,9 @@ PAUSE = 256
 """Steps without drafts before it is tried again."""
 SOON = 32
 """The same, as long as gains can pay for it."""
+OFTEN, SELDOM = 4, 64
+"""Drafted steps from one plain step to the next, which they are compared with: at first, and at
+most, for what a plain step of this size takes is soon known, and may change."""
 
 
 @dataclass
@@ -50,12 +53,34 @@ class Experience:
     """From a loss of `MOST` until the time that may be lost has paid for it."""
     _trial: int = 0
     _paused: int = PAUSE
+    _since: int = 0
+    """Drafted steps after the last plain one."""
+    _gap: int = 0
+    _waited: int = 0
+    """Questions since a plain step is due."""
+
+    def wants_plain(self) -> bool:
+        """Whether a plain step is due: before the first drafted one, and ever more seldom after.
+
+        Not for long, though: where all passes read prompts none can be compared with.
+        """
+        self._waited = self._waited + 1 if self._since >= self._gap else 0
+        return 0 < self._waited <= OFTEN
+
+    def stepped(self, slowness: float) -> None:
+        """A plain step took so many times as long as expected."""
+        self.plain.add(slowness)
+        if self._since >= self._gap:
+            self._gap = min(max(2 * self._gap, OFTEN), SELDOM)
+        self._since = 0
 
     def tries(self) -> bool:
         """Whether to draft in this step although it doesn't seem to pay.
 
         Once at the beginning, then after a pause, as long as nothing is lost that isn't paid for.
         """
+        if self._paused:  # who begins again may find the machine changed
+            self._gap = min(self._gap, OFTEN)
         self._paused += 1
         if self.behind > 0.0:
             self._fall(min(SHARE, self.behind / self._weight))  # that is no gain
@@ -66,18 +91,25 @@ class Experience:
         return self._trial >= 0 and not self.given_up
 
     def drafted(
-        self, requests: int, emitted: int, spent: float, rates: tuple[float, float]
+        self,
+        requests: int,
+        emitted: int,
+        spent: float,
+        rates: tuple[float, float],
+        once: float = 0.0,
     ) -> None:
         """A drafted step emitted so many tokens of so many requests and took `spent` seconds.
 
-        `rates` were foreseen, in tokens a second: of plain steps, and of drafted ones.
+        `rates` were foreseen, in tokens a second: of plain steps, and of drafted ones. `once` are
+        seconds besides that going on would not take again: they are lost, but teach nothing.
         """
         self._paused = 0
+        self._since += 1
         plain, with_drafts = rates
         if with_drafts > 0.0:
             each = self._weight / requests
             self.brought.add(emitted * each, max(with_drafts * spent, 1e-6) * each)
-        steps = spent * plain / (requests * self.plain.value)
+        steps = (spent + once) * plain / (requests * self.plain.value)
         self._fall(emitted / requests - min(steps, DEAREST))
         self.given_up = self.given_up or self.behind > MOST
 

@@ -49,8 +49,6 @@ SOME = 0.05
 """Redrafted rows a request below which steps go without a second pass."""
 TRIED = 8
 """Trees that are drafted before anything is decided by what they promised."""
-PLAIN_EVERY = 64
-"""One step of so many is plain, so that the line goes on holding short passes too."""
 AGAIN = 8
 """Steps for which drafting is refused at a time."""
 CLEARLY, STILL = 1.05, 1.0
@@ -99,6 +97,9 @@ class Pace:
     """Whether the last pass was the first one of its size."""
     _decoded: float = 0.0
     """Seconds of the last pass, but for the prompts it read."""
+    _once: float = 0.0
+    """Seconds that the last step took longer outside the networks than such steps do: text may have
+    been read that nobody had drafted from."""
     _refused: tuple[int, int] = (0, 0)
     """From how many requests on drafting does not pay, and up to which step that holds."""
     _goes_on: bool = False
@@ -108,6 +109,7 @@ class Pace:
 
         `rows` are those of trees; it read so many rows of `prompts` besides.
         """
+        self._once = 0.0
         if prompts:
             self._read_prompts(rows, prompts, seconds)
             return
@@ -134,10 +136,12 @@ class Pace:
         """A step of decoding took so long in all, the target's pass `target` of it."""
         rest = seconds - target - self._drafting
         between = self.between[self._drafting > 0]
-        between.add(min(max(rest, 0.0), OUTLIER * target))  # an engine may have slept
+        rest = min(max(rest, 0.0), OUTLIER * target)  # an engine may have slept
+        between.add(rest)
+        self._once = rest - between.value
         if not self._drafting and not self._new_size:
             expected = self._plain(requests) + between.value
-            self.experience(requests).plain.add(min(seconds, OUTLIER * expected) / expected)
+            self.experience(requests).stepped(min(seconds, OUTLIER * expected) / expected)
         self.probes.elapsed += seconds
 
     def compared(self, requests: int, rows: int, forked: int, accepted: int) -> None:
@@ -148,7 +152,8 @@ class Pace:
         most = (ONCE if self._new_size else OUTLIER) * expected
         spent = self._drafting + min(self._decoded, most) + self._between[1]
         rates = self._foreseen(requests)
-        self.experience(requests).drafted(requests, requests + accepted, spent, rates)
+        known, emitted = self.experience(requests), requests + accepted
+        known.drafted(requests, emitted, spent, rates, self._once)
 
     def came_true(self, accepted: int, predicted: float) -> None:
         """So many drafted tokens were accepted where so many were expected."""
@@ -204,14 +209,14 @@ class Pace:
 
     def first_count(self, requests: int, prompts_next: bool = False) -> int:
         """For how many requests to draft: for all, where that pays; else now and then for one, to
-        know when it does, and for a few at the beginning. Now and then for none, to know that too,
-        and for none where the next pass is likely to read prompts: what drafts cost there can't be
-        told from what prompts do."""
+        know when it does, and for a few at the beginning. Now and then for none, to know what plain
+        steps take, and for none where the next pass is likely to read prompts: what drafts cost
+        there can't be told from what prompts do."""
         self.asked += 1
         self._drafting = 0.0
         if prompts_next:
             return 0
-        if not self.target.weight or self.asked % PLAIN_EVERY == 0:
+        if not self.target.weight or self.experience(requests).wants_plain():
             return 0
         if self.promise.weight < TRIED or self.passes[0].weight < TRIED / 2:
             self._for_all = requests <= FEW
