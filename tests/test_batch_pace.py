@@ -277,10 +277,36 @@ def test_nothing_is_drafted_where_the_next_pass_is_likely_to_read_prompts(reques
 
 def test_a_batch_of_which_someone_left_or_reads_a_prompt_is_likely_to_read_prompts_next():
     arrivals = Arrivals()
-    steps = [[[5], [7]], [[5, 6], [7]], [[5]], [[6]], [[7], []], [[8], [1, 2]], [[9]], [[2], [3]]]
+    steps = [[[5]], [[5], [7]], [[5, 6], [7]], [[5]], [[6]], [[7], []], [[8], [1, 2]], [[9]], [[2]]]
     assert [arrivals.likely(ends) for ends in steps] == [
-        False, False, True, False, True, False, True, False,
+        False, False, False, True, False, True, False, True, False,
     ]  # fmt: skip
+
+
+def test_where_several_requests_came_at_once_more_are_likely_to_come():
+    arrivals = Arrivals()
+    sizes = [1, 14, 32, 32, 33, 33, 35, 35]
+    assert [arrivals.likely([[5]] * size) for size in sizes] == [
+        False, True, True, False, False, False, True, False,
+    ]  # fmt: skip
+
+
+def test_who_decided_to_draft_answers_for_what_it_cost_with_those_who_came_since():
+    """Eight were drafted for, and 32 were in the pass: a loss of theirs, by no fault of drafts."""
+    engine = Engine(per_row=1e-4)
+    engine.speed(32)
+    engine.speed(8)
+    pace = engine.pace
+    few, many = pace.experience(8), pace.experience(32)
+    few.behind = many.behind = 0.0
+    while not pace.first_count(8):
+        few.stepped(1.0)
+    before = (few.brought.value, many.brought.value)
+    pace.drafted([engine.chances] * 8, [], 0.0108)
+    pace.scored(56, 0, 0.0356)
+    pace.compared(32, 56, 0, 1)
+    assert (many.behind, many.brought.value, few.brought.value) == (0.0, before[1], before[0])
+    assert few.behind > 0.3
 
 
 def test_the_first_pass_of_a_size_counts_but_little_of_its_slowness():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SEVERAL = 2
+"""Requests new in a step after which more are likely to come."""
+
 
 class Arrivals:
     """Looks at what every step emitted, for an engine doesn't say whom it takes in next.
 
     Under load a request that leaves the batch makes room for one that waits, or its client sends
-    another. What is drafted just then is mostly scored by a pass that reads a prompt.
+    another. Requests that come at the same time reach the engine over some steps. What is drafted
+    just then is mostly scored by a pass that reads a prompt.
     """
 
     def __init__(self) -> None:
@@ -18,5 +22,5 @@ class Arrivals:
     def likely(self, ends: Sequence[Sequence[int]]) -> bool:
         """After a step in which each request of the batch emitted `ends`, nothing while its prompt
         isn't read to the end."""
-        left, self._before = len(ends) < self._before, len(ends)
-        return left or not all(ends)
+        came, self._before = len(ends) - self._before, len(ends)
+        return came < 0 or came >= SEVERAL or not all(ends)

@@ -89,6 +89,8 @@ class Pace:
     """By the size of the batch, sizes growing twofold: what many requests lose isn't made up for by
     what one gains."""
     asked: int = 0
+    _requests: int = 0
+    """That were asked for last: who decided to draft answers for it, whoever came since."""
     _drafting: float = 0.0
     _for_all: bool = False
     """Whether the last drafts were more than a try."""
@@ -151,9 +153,11 @@ class Pace:
         expected = self.target.at(rows) + self._price(forked)
         most = (ONCE if self._new_size else OUTLIER) * expected
         spent = self._drafting + min(self._decoded, most) + self._between[1]
-        rates = self._foreseen(requests)
-        known, emitted = self.experience(requests), requests + accepted
-        known.drafted(requests, emitted, spent, rates, self._once)
+        plain, drafted = self._foreseen(requests)
+        if requests != self._requests:  # some came too late: that isn't what was foreseen
+            drafted = 0.0
+        known, emitted = self.experience(self._requests), requests + accepted
+        known.drafted(requests, emitted, spent, (plain, drafted), self._once)
 
     def came_true(self, accepted: int, predicted: float) -> None:
         """So many drafted tokens were accepted where so many were expected."""
@@ -213,7 +217,7 @@ class Pace:
         steps take, and for none where the next pass is likely to read prompts: what drafts cost
         there can't be told from what prompts do."""
         self.asked += 1
-        self._drafting = 0.0
+        self._requests, self._drafting = requests, 0.0
         if prompts_next:
             return 0
         if not self.target.weight or self.experience(requests).wants_plain():
